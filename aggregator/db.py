@@ -1,0 +1,112 @@
+"""Connections of our own, their transactions, and database errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+from psycopg import IsolationLevel, errors
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+
+from aggregator.errors import AggregatorError, UsageError
+from aggregator.settings import Settings
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+MINIMUM_SERVER = 150000
+"""PostgreSQL 15: unique indexes with NULLS NOT DISTINCT, MERGE, triggers that clone ENABLE ALWAYS."""
+
+
+class DatabaseError(AggregatorError):
+    """The database refused or failed."""
+
+
+class _TextLoader(Loader):
+    """Instants and days stay the server's text: infinity and years BC have no datetime."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode()
+
+
+def connect(settings: Settings, *, name: str = "aggregator", autocommit: bool = True) -> Connection:
+    """Open a connection of our own: instants come as text, in ISO format and UTC inside ``transaction``.
+
+    Raises DatabaseError in one line, without the connection string.
+    """
+    conninfo = settings.conninfo
+    try:
+        connection = psycopg.connect(
+            conninfo, autocommit=autocommit, application_name=name, prepare_threshold=None, connect_timeout=15
+        )
+    except psycopg.ProgrammingError as exc:  # the connection string itself; its text may hold the password
+        raise UsageError("AGGREGATOR_DATABASE_URL is no libpq URI or keyword string") from exc
+    except psycopg.OperationalError as exc:
+        raise DatabaseError(f"cannot connect to the database: {_without_password(_first_line(exc), conninfo)}") from exc
+    for type_name in ("timestamptz", "date", "interval"):
+        connection.adapters.register_loader(type_name, _TextLoader)
+    if connection.info.server_version < MINIMUM_SERVER:
+        version = connection.info.server_version // 10000
+        connection.close()
+        raise UsageError(f"PostgreSQL {version} is too old: aggregator needs PostgreSQL {MINIMUM_SERVER // 10000} or later")
+    return connection
+
+
+@contextlib.contextmanager
+def transaction(
+    connection: Connection,
+    *,
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    read_only: bool = False,
+    lock_timeout: float = 0,
+) -> Iterator[None]:
+    """Run one transaction with settings of its own, whatever the server, role or pooler set as defaults.
+
+    SET LOCAL and not start-up options: a transaction pooler hands each transaction another session. ``lock_timeout``
+    is in seconds, 0 for none.
+    """
+    mode = "read only" if read_only else "read write"
+    with connection.transaction():
+        connection.execute(f"set transaction isolation level {isolation.name.replace('_', ' ').lower()}, {mode}".encode())
+        connection.execute(
+            "set local timezone = 'UTC'; set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres';"
+            "set local search_path = pg_catalog, pg_temp; set local row_security = off; set local jit = off;"
+            "set local standard_conforming_strings = on; set local statement_timeout = 0;"
+            "set local idle_in_transaction_session_timeout = 0;"
+            f"set local lock_timeout = {int(lock_timeout * 1000)}".encode()
+        )
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line that also says what to do where we know it."""
+    if isinstance(error, AggregatorError):
+        return str(error)
+    text = _first_line(error)
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        return f"the server is read-only (a standby?): connect to the primary ({text})"
+    if isinstance(error, errors.InsufficientPrivilege):
+        return f"the role lacks a privilege: {text}; see deploy/roles.sql, or connect as the owner of schema usage"
+    if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName)):
+        return f"{text}; is the schema there? run aggregator migrate, then aggregator attach"
+    if isinstance(error, errors.LockNotAvailable):
+        return f"a lock was not to be had in time, somebody holds it: {text}; try again later"
+    return text
+
+
+def _first_line(error: BaseException) -> str:
+    diagnostics = getattr(error, "diag", None)
+    text = (diagnostics.message_primary if diagnostics is not None else None) or str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _without_password(text: str, conninfo: str) -> str:
+    try:
+        password = psycopg.conninfo.conninfo_to_dict(conninfo).get("password")
+    except psycopg.ProgrammingError:
+        password = None
+    text = re.sub(r"(password=)\S+", r"\1…", text)
+    return text.replace(str(password), "…") if password else text

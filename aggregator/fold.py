@@ -1,0 +1,115 @@
+"""A transaction that changes the rollups: what a refresh's step and a repair have in common.
+
+It is REPEATABLE READ. The source is locked (ACCESS SHARE) as its first statement, before there is a snapshot: a
+snapshot older than a rewrite or TRUNCATE reads an empty table, and inside a function the lock would come too late.
+Then the state row is locked, which serializes refreshers. Differences are collected in ``pg_temp.delta`` and added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from psycopg import IsolationLevel, errors, sql
+
+from aggregator import sql as sql_files
+from aggregator.db import Connection, one_line, transaction
+from aggregator.errors import AggregatorError
+
+SQL = sql_files.load("fold")
+
+_TRIES = 200
+"""Of one transaction: against another refresher, and against DDL of the host that holds the source."""
+
+Result = TypeVar("Result")
+
+
+class NotAttachedError(AggregatorError):
+    """Nothing is attached."""
+
+    def __init__(self) -> None:
+        super().__init__("not attached: run aggregator attach")
+
+
+@dataclass(frozen=True)
+class State:
+    """The row ``usage.state`` in some snapshot. Instants and days are ISO text, ``-infinity`` for none yet."""
+
+    source: str
+    frontier: str
+    sealed_until: str
+    trusted: bool
+    distrust_reason: str | None
+    time_zone: str
+    zone_valid_from: str
+    truncated: bool
+    """A TRUNCATE of the source is not yet folded."""
+    frontier_day: str
+    sealed_day: str
+
+
+def read_state(connection: Connection) -> State:
+    """Return the state as the current transaction sees it; raise NotAttachedError if nothing is attached."""
+    row = connection.execute(SQL["state"]).fetchone()
+    assert row is not None
+    if row[0] is None:
+        raise NotAttachedError
+    return State(*row)
+
+
+@contextlib.contextmanager
+def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterator[State]:
+    """Open the one snapshot in which raw rows and rollups are compared or folded; ``lock_state`` in order to change them.
+
+    Never waits for a lock on the source, so it can never be part of a deadlock with the host's DDL: raises
+    ``LockNotAvailable`` instead, for ``with_retries``.
+    """
+    with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ):
+        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(cast("sql.LiteralString", source))))
+        if lock_state:
+            connection.execute(SQL["lock_state"])
+        # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
+        connection.execute("set local work_mem = '64MB'")
+        yield read_state(connection)
+
+
+def source_name(connection: Connection) -> str:
+    """Return the attached source's quoted name; raise NotAttachedError if there is none."""
+    with transaction(connection, read_only=True):
+        return read_state(connection).source
+
+
+def with_retries(work: Callable[[], Result]) -> Result:
+    """Run a transaction that may be repeated until it does not conflict with another session."""
+    for attempt in range(_TRIES):
+        try:
+            return work()
+        except (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable) as exc:
+            if attempt == _TRIES - 1:
+                raise AggregatorError(
+                    f"gave up after {_TRIES} tries: another session keeps a lock on the source or the state ({one_line(exc)})"
+                ) from exc
+            time.sleep(min(0.005 * 1.2**attempt, 0.5))
+    raise AssertionError("unreachable")
+
+
+def apply_delta(connection: Connection, *, derive: bool) -> None:
+    """Add ``pg_temp.delta`` to the rollups; ``derive``: work out months and totals from its days first."""
+    if derive:
+        connection.execute(SQL["derive"])
+    reasons = [reason for (reason,) in connection.execute(SQL["daily_reasons"]).fetchall()]
+    for reason in reasons:
+        connection.execute(SQL["fold_daily"], {"reason": reason})
+    connection.execute(SQL["fold_monthly"])
+    connection.execute(SQL["fold_daily_total"])
+    if not derive or any(reason is not None for reason in reasons):
+        for block in ("sweep_daily", "sweep_monthly", "sweep_daily_total"):
+            connection.execute(SQL[block])
+
+
+def distrust(connection: Connection, reason: str) -> None:
+    """Turn trust off, in the caller's transaction; an earlier reason stays."""
+    connection.execute(SQL["distrust"], {"reason": reason})

@@ -1,0 +1,305 @@
+"""Refresh: advance the frontier, wait for the writers that did not see it, fold what lies below it.
+
+Advance. A short transaction under a transaction-scoped mutex moves ``usage.frontier_seq`` to now: from then on every
+write below it logs itself. Wait. Transactions that wrote before the move are waited for, as CREATE INDEX CONCURRENTLY
+does, without blocking anybody. Fold. Steps of bounded size, each one REPEATABLE READ transaction, add late changes and
+the raw events between the rollups' frontier and the new one. A step that is killed has not happened; any step may be
+repeated; two refreshers at once serialize on the state row. There is no separate backfill: the first refresh is the
+same loop, from -infinity.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, LiteralString, cast
+
+import psycopg
+from psycopg import IsolationLevel, sql
+
+from aggregator import capture, fold, frontier, verify
+from aggregator import sql as sql_files
+from aggregator.db import Connection, one_line, transaction
+from aggregator.settings import Settings
+
+SQL = sql_files.load("refresh")
+
+_SEQUENCE_BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
+_NEW_PARTITION = "is new and holds events"
+"""What usage.fingerprint_doubt() says of a partition that brought events along."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a refresh is: ``events`` folded of about ``expected``; the frontier as ISO text, or ``-infinity``."""
+
+    events: int
+    expected: int
+    late_changes: int
+    frontier: str
+
+
+@dataclass(frozen=True)
+class RefreshResult:
+    """What a refresh did.
+
+    ``status`` is ``partial`` where a writer stayed open past the timeout, named in ``waited_for``: late changes were
+    folded, the tail is left raw. ``notes`` are for the operator. The answers are exact in every case.
+    """
+
+    run_id: int
+    status: Literal["done", "partial"]
+    frontier: str
+    steps: int
+    events: int
+    late_changes: int
+    seconds: float
+    waited_for: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a refresh would fold now: raw events from the frontier on and late changes below it, counted."""
+
+    frontier: str
+    events: int
+    late_changes: int
+    doubt: str | None
+
+
+@dataclass
+class _Run:
+    id: int
+    steps: int = 0
+    events: int = 0
+    late_changes: int = 0
+    frontier: str = "-infinity"
+
+
+def forecast(connection: Connection) -> Forecast:
+    """Count what a refresh would fold, in one snapshot, and fold nothing."""
+    with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True):
+        state = fold.read_state(connection)
+        instant = state.sealed_until if state.truncated else state.frontier
+        events = _scalar(connection, "count_tail", **{"from": instant})
+        late = _scalar(connection, "count_late", frontier=instant)
+        return Forecast(instant, events, late, _doubts(connection)[1])
+
+
+def refresh(
+    connection: Connection,
+    settings: Settings,
+    *,
+    progress: Callable[[Progress], None] = lambda _progress: None,
+) -> RefreshResult:
+    """Bring the rollups up to now, in steps that commit, and return what was done.
+
+    ``progress`` is called after each step. Raises AggregatorError or psycopg.Error; what was committed until then stays
+    good, and a next run goes on from there.
+    """
+    started = time.monotonic()
+    with transaction(connection):
+        source = fold.read_state(connection).source
+        run = _Run(int(_scalar(connection, "begin_run")))
+    try:
+        _note_sequence(connection)
+        target, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
+        notes = [] if writers else _mend(connection, settings)
+        _fold_up_to(connection, settings, run, source, None if writers else target, progress)
+        with transaction(connection, read_only=True):
+            _, doubt = _doubts(connection)
+        if doubt is not None:
+            notes.append(f"trust is off, so reads are slow: {doubt}")
+    except BaseException as exc:
+        _finish(connection, run, "failed", error=one_line(exc))
+        raise
+    status: Literal["done", "partial"] = "partial" if writers else "done"
+    _finish(connection, run, status, waited_for="; ".join(writers) or None)
+    return RefreshResult(
+        run.id, status, run.frontier, run.steps, run.events, run.late_changes,
+        time.monotonic() - started, writers, tuple(notes),
+    )  # fmt: skip
+
+
+def _note_sequence(connection: Connection) -> None:
+    """Turn trust off if the frontier that writers see was left behind: the advance that follows would hide it."""
+    with transaction(connection):
+        if _scalar(connection, "sequence_behind"):
+            fold.distrust(connection, _SEQUENCE_BEHIND)
+
+
+def _doubts(connection: Connection) -> tuple[str | None, str | None]:
+    """Return what the fingerprint says, and why readers do not use the rollups."""
+    row = connection.execute(SQL["fingerprint_doubt"]).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def _mend(connection: Connection, settings: Settings) -> list[str]:
+    """Repair by itself what can be: a sequence that was left behind, and partitions that brought events along.
+
+    Runs after the wait, so no writer of before is open. What it cannot mend stays distrusted, for the operator.
+    """
+    with transaction(connection):
+        state = fold.read_state(connection)
+        doubt, _ = _doubts(connection)
+        partitions = [name for (name,) in connection.execute(SQL["new_partitions"]).fetchall()]
+        if doubt is not None and _NEW_PARTITION not in doubt:
+            fold.distrust(connection, doubt)
+            return []
+    notes: list[str] = []
+    if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND and not state.truncated:
+        found = verify.verify(connection, settings, repair=True)
+        notes.append(f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired")
+    for name in partitions:
+        with transaction(connection, read_only=True):
+            span = connection.execute(
+                sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(cast(LiteralString, name)))
+            ).fetchone()
+        if span is not None and span[0] is not None and not state.truncated:
+            found = verify.verify(connection, settings, repair=True, since=span[0], until=span[1])
+            notes.append(f"partition {name} is new: {found.differences} differences in its days were repaired")
+    if partitions:
+        with transaction(connection):
+            connection.execute(SQL["accept_fingerprint"])
+    return notes
+
+
+def _fold_up_to(
+    connection: Connection,
+    settings: Settings,
+    run: _Run,
+    source: str,
+    target: str | None,
+    progress: Callable[[Progress], None],
+) -> None:
+    """Fold in steps until the frontier is at ``target`` (None: it stays) and no late change below it is left."""
+    expected = 0 if target is None else _estimate(connection, target)
+    finished = False
+    while not finished:
+        finished = fold.with_retries(lambda: _step(connection, settings, run, source, target))
+        progress(Progress(run.events, max(expected, run.events), run.late_changes, run.frontier))
+
+
+def _step(connection: Connection, settings: Settings, run: _Run, source: str, target: str | None) -> bool:
+    """Fold one step and commit; return whether nothing is left to do."""
+    with fold.snapshot(connection, source, lock_state=True) as state:
+        if state.truncated:
+            events, late, more = 0, _start_anew(connection), True
+        else:
+            events, late, more = _fold(connection, settings, run, state, target)
+        connection.execute(SQL["record_step"], {"run": run.id, "events": events, "late": late})
+        reached = _scalar(connection, "frontier")
+    # Counted after the commit: a step that fails has not happened.
+    run.steps += 1
+    run.events += events
+    run.late_changes += late
+    run.frontier = reached
+    return not more
+
+
+def _fold(
+    connection: Connection, settings: Settings, run: _Run, state: fold.State, target: str | None
+) -> tuple[int, int, bool]:
+    """Fold late changes and the raw events of one step; return how many of each, and whether there is more."""
+    connection.execute(fold.SQL["create_delta"])
+    late, more_late = _claim_late(connection, settings, state)
+    if late:
+        connection.execute(fold.SQL["restate"], {"run": run.id, "below": state.frontier_day})
+    more_raw = False
+    if target is not None and _scalar(connection, "is_before", frontier=state.frontier, target=target):
+        upper, more_raw = _step_end(connection, settings, state, target)
+        _add_raw(connection, state.frontier, upper, state.time_zone)
+        late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
+        connection.execute(SQL["set_frontier"], {"frontier": upper})
+    events = _scalar(connection, "counted")
+    fold.apply_delta(connection, derive=True)
+    return events, late, more_late or more_raw
+
+
+def _start_anew(connection: Connection) -> int:
+    """Clear the unsealed rollups and put the frontier at the seal: the source, or a part of it, was truncated."""
+    capture.delete_unsealed(connection)
+    dropped = connection.execute(SQL["drop_unsealed_late"]).rowcount
+    connection.execute(SQL["drop_markers"])
+    connection.execute(SQL["frontier_to_seal"])
+    return dropped
+
+
+def _claim_late(connection: Connection, settings: Settings, state: fold.State) -> tuple[int, bool]:
+    """Move the oldest late changes below the frontier into the delta; return how many, and whether more are left."""
+    row = connection.execute(SQL["any_late"], {"frontier": state.frontier}).fetchone()
+    assert row is not None
+    any_late, without_days = row
+    if not any_late:
+        return 0, False
+    if without_days:
+        fold.distrust(
+            connection,
+            f"there are events from before {state.zone_valid_from}, when local dates of {state.time_zone} ran backwards:"
+            " choose another time zone (aggregator detach, then attach)",
+        )
+    limit = _scalar(connection, "late_limit", frontier=state.frontier, n=settings.step_events)
+    for sign, reason in ((1, "late"), (-1, "deleted")):
+        connection.execute(SQL["add_late"], {"zone": state.time_zone, "limit": limit, "sign": sign, "reason": reason})
+    return connection.execute(SQL["drop_claimed"], {"limit": limit}).rowcount, limit != state.frontier
+
+
+def _step_end(connection: Connection, settings: Settings, state: fold.State, target: str) -> tuple[str, bool]:
+    """Return where a step of about ``step_events`` raw events ends, and whether that is short of the target.
+
+    A step ends at a day's first instant where it can, so that no day's keys are folded twice.
+    """
+    bounds = {"from": state.frontier, "to": target}
+    row = connection.execute(
+        SQL["nth_event"], {**bounds, "zone": state.time_zone, "n": settings.step_events}
+    ).fetchone()
+    if row is None:
+        return target, False
+    instant, day_start, past, day_past = row
+    if day_past:
+        return day_start, True
+    if past:
+        return instant, True
+    # More events than a step holds share one instant: they cannot be told apart, so they go together.
+    row = connection.execute(SQL["next_instant"], {"from": instant, "to": target}).fetchone()
+    return (row[0], True) if row is not None else (target, False)
+
+
+def _add_raw(connection: Connection, lower: str, upper: str, zone: str) -> None:
+    """Collect the raw events of [lower, upper), a local day at a time."""
+    while lower != upper:
+        row = connection.execute(SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": zone}).fetchone()
+        if row is None:
+            return
+        day, end = row
+        connection.execute(SQL["add_raw"], {"day": day, "from": lower, "to": end})
+        lower = end
+
+
+def _estimate(connection: Connection, target: str) -> int:
+    """Return the planner's idea of how many events lie between the frontier and the target."""
+    with transaction(connection, read_only=True):
+        instant = fold.read_state(connection).frontier
+        plan = _scalar(connection, "estimate", **{"from": instant, "to": target})
+    return int(plan[0]["Plan"]["Plan Rows"])
+
+
+def _finish(connection: Connection, run: _Run, status: str, waited_for: str | None = None, error: str | None = None) -> None:
+    try:
+        with transaction(connection):
+            connection.execute(
+                SQL["finish_run"], {"run": run.id, "status": status, "waited_for": waited_for, "error": error}
+            )
+    except psycopg.Error:
+        # The connection may be what failed: then the run stays "running", and the first error is the one to tell.
+        if status != "failed":
+            raise
+
+
+def _scalar(connection: Connection, block: str, **parameters: object) -> Any:
+    row = connection.execute(SQL[block], parameters).fetchone()
+    assert row is not None
+    return row[0]

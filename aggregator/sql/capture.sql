@@ -1,0 +1,252 @@
+-- Run-time SQL of attach and detach. Braces are filled in by psycopg.sql: identifiers of the host's tables.
+
+-- resolve --
+-- A qualified name as the server reads it: quoted, and its oid or null.
+select array_length(part, 1),
+       quote_ident(part[1]) || '.' || quote_ident(part[2]),
+       to_regclass(quote_ident(part[1]) || '.' || quote_ident(part[2]))::oid
+  from parse_ident(%(name)s) part
+
+-- relation --
+select c.relkind::text, c.relpersistence::text, c.relispartition,
+       c.relrowsecurity and not (r.rolsuper or r.rolbypassrls or (pg_has_role(c.relowner, 'USAGE') and not c.relforcerowsecurity)),
+       pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner), current_user,
+       has_table_privilege(c.oid, 'SELECT')
+  from pg_class c, pg_roles r
+ where c.oid = %(oid)s and r.rolname = current_user
+
+-- columns --
+-- Type names are those of the domains' bases; collation: null, or whether it is deterministic.
+select a.attname::text, format_type(coalesce(nullif(t.typbasetype, 0), t.oid), null), a.attgenerated::text, l.collisdeterministic
+  from pg_attribute a
+  join pg_type t on t.oid = a.atttypid
+  left join pg_collation l on l.oid = a.attcollation
+ where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
+
+-- unsupported_relation --
+-- Inheritance children, and leaves that row triggers or crash safety do not reach.
+select c.oid::regclass::text,
+       case when not c.relispartition then 'inherits from it without being a partition'
+            when c.relkind = 'f' then 'is a foreign table'
+            else 'is not logged' end
+  from pg_inherits i
+  join pg_class c on c.oid = i.inhrelid
+ where (i.inhparent = %(oid)s or i.inhparent in (select relid from pg_partition_tree(%(oid)s)))
+   and (not c.relispartition or c.relkind = 'f' or c.relpersistence <> 'p')
+ limit 1
+
+-- has_index --
+select exists (select from pg_index i
+                 join pg_class c on c.oid = i.indexrelid
+                 join pg_am m on m.oid = c.relam
+                 join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+                where i.indrelid = %(oid)s and i.indisvalid and i.indpred is null
+                  and m.amname = 'btree' and a.attname = %(column)s)
+
+-- has_unique_id --
+select exists (select from pg_index i
+                 join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+                where i.indrelid = %(oid)s and i.indisvalid and i.indisunique and i.indimmediate
+                  and i.indpred is null and i.indnkeyatts = 1 and a.attname = 'id')
+
+-- publications --
+select pubname::text from pg_publication where puballtables order by 1
+
+-- subscribed --
+-- late_change is itself replicated to us: a trigger that fires for replicated events too would count them twice.
+select exists (select from pg_subscription_rel where srrelid = 'usage.late_change'::regclass)
+
+-- zone_valid_from --
+-- The last first instant of a local day that has instants of that day before it: the local date ran backwards there.
+-- Checked by the minute around each change of offset.
+select coalesce(max(c.starts)::text, '-infinity')
+  from (select d.day::date as day, usage.day_start(d.day::date, %(zone)s) as starts
+          from generate_series(timestamp '1850-01-01', timestamp '2060-01-01', interval '1 day') d (day)) c,
+       generate_series(1, 180) minute
+ where (c.starts - interval '3 hours') at time zone %(zone)s + interval '3 hours' <> c.starts at time zone %(zone)s
+   and usage.local_day(c.starts - make_interval(mins => minute), %(zone)s) >= c.day
+
+-- oldest_event --
+select exists (select from {source} e where e.created_at < %(instant)s::timestamptz)
+
+-- event_body --
+select e.created_at::pg_catalog.timestamptz, e.collection_id::pg_catalog.uuid, e.resource_type::pg_catalog.text, e.detail::pg_catalog.jsonb from {source} e
+
+-- event_function --
+create or replace function usage.event()
+returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
+language sql stable as {body}
+
+-- collection_body --
+select n.id::pg_catalog.uuid, n.title::pg_catalog.text from {titles} n
+
+-- collection_function --
+create or replace function usage.collection() returns table (id uuid, title text)
+language sql stable as {body}
+
+-- no_collection_body --
+select null::pg_catalog.uuid, null::pg_catalog.text where false
+
+-- stub_functions --
+create or replace function usage.event()
+returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$ begin raise object_not_in_prerequisite_state using message = 'not attached: run aggregator attach'; end $$;
+create or replace function usage.collection() returns table (id uuid, title text)
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$ begin raise object_not_in_prerequisite_state using message = 'not attached: run aggregator attach'; end $$
+
+-- capture_body --
+-- The source is known by its name, so a restored database needs no new function; PUBLIC may execute this (or the
+-- host's role could not create a partition), so a trigger on any other table does nothing.
+declare
+    source   constant oid := pg_catalog.to_regclass({name});
+    frontier constant timestamptz := usage.frontier_for_writers();
+    seal     constant timestamptz := usage.seal_for_writers();
+begin
+    if not coalesce(tg_relid = source or pg_catalog.pg_partition_root(tg_relid) = source, false) then
+        return null;
+    end if;
+    -- Deletes and updates below the seal are a purge, and ignored; whatever comes to be there adds.
+    if tg_op in ('DELETE', 'UPDATE') and old.created_at is not null
+       and coalesce(old.created_at < frontier, true) and coalesce(old.created_at >= seal, true)
+    then
+        insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
+        values (-1, old.created_at, old.collection_id, old.resource_type, old.detail);
+    end if;
+    if tg_op in ('INSERT', 'UPDATE') and new.created_at is not null
+       and coalesce(new.created_at < frontier, true)
+       and (tg_op = 'INSERT' or coalesce(old.created_at >= seal or new.created_at >= seal, true))
+    then
+        insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
+        values (1, new.created_at, new.collection_id, new.resource_type, new.detail);
+    end if;
+    return null;
+end
+
+-- capture_function --
+create or replace function usage.capture() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as {body}
+
+-- truncate_body --
+begin
+    if coalesce(tg_relid = pg_catalog.to_regclass({name})::oid
+                or pg_catalog.pg_partition_root(tg_relid) = pg_catalog.to_regclass({name})::oid, false) then
+        insert into usage.truncate_marker (truncated) values (tg_relid::regclass::text);
+    end if;
+    return null;
+end
+
+-- truncate_function --
+create or replace function usage.capture_truncate() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as {body}
+
+-- late --
+-- The frontier test: below the frontier, or unknown. In the WHEN clause, so that an ordinary insert calls no function.
+coalesce({row}.created_at < to_timestamp(pg_sequence_last_value('usage.frontier_seq') / 1e6::float8), true)
+
+-- unsealed --
+coalesce({row}.created_at >= to_timestamp(pg_sequence_last_value('usage.seal_seq') / 1e6::float8), true)
+
+-- insert_trigger --
+create trigger usage_insert after insert on {source} for each row
+    when ({late_new})
+    execute function usage.capture()
+
+-- update_trigger --
+-- detail is compared as text: 1.0 and 1.00 are equal as jsonb, but not as the text of a key. Last, because it costs most.
+create trigger usage_update after update on {source} for each row
+    when (({late_old} or {late_new})
+          and (old.created_at is distinct from new.created_at
+               or old.collection_id is distinct from new.collection_id
+               or old.resource_type is distinct from new.resource_type
+               or old.detail::text is distinct from new.detail::text))
+    execute function usage.capture()
+
+-- delete_trigger --
+create trigger usage_delete after delete on {source} for each row
+    when ({late_old} and {unsealed_old})
+    execute function usage.capture()
+
+-- truncate_trigger --
+create trigger usage_truncate after truncate on {relation} for each statement
+    execute function usage.capture_truncate()
+
+-- tree --
+-- The source and its partitions, each with its capture triggers and whether they fire as they should.
+select tree.relid::oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.relkind::text,
+       coalesce(array_agg(t.tgname::text) filter (where t.tgname is not null), '{}'),
+       coalesce(array_agg(t.tgname::text) filter (where t.tgenabled = %(enabled)s), '{}')
+  from (select relid from pg_partition_tree(%(oid)s) union select %(oid)s::regclass) tree (relid)
+  join pg_class c on c.oid = tree.relid
+  join pg_namespace n on n.oid = c.relnamespace
+  left join pg_trigger t on t.tgrelid = tree.relid
+        and t.tgname in ('usage_insert', 'usage_update', 'usage_delete', 'usage_truncate')
+ group by 1, 2, 3
+ order by tree.relid <> %(oid)s::regclass, 1
+
+-- enable_trigger --
+alter table {relation} enable {mode} trigger {trigger}
+
+-- drop_trigger --
+drop trigger if exists {trigger} on {relation}
+
+-- lock_source --
+lock table {source} in share row exclusive mode
+
+-- lock_state --
+select source, source_oid, title_source, time_zone, frontier, sealed_until, trusted, distrust_reason,
+       usage.fingerprint_doubt(), usage.fingerprint() is not distinct from fingerprint
+  from usage.state for update
+
+-- set_attached --
+update usage.state
+   set source = %(source)s, source_oid = %(oid)s, title_source = %(titles)s, time_zone = %(zone)s,
+       capture_mode = %(mode)s, zone_valid_from = %(valid_from)s::timestamptz, attached_at = clock_timestamp(),
+       frontier = case when %(fresh)s then sealed_until else frontier end
+
+-- set_fingerprint --
+update usage.state set fingerprint = usage.fingerprint()
+
+-- distrust --
+update usage.state set trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s)
+
+-- set_detached --
+update usage.state
+   set source = null, source_oid = null, title_source = null, fingerprint = null, capture_mode = null, attached_at = null,
+       sealed_until = case when %(discard)s then '-infinity' else sealed_until end,
+       frontier = case when %(discard)s then '-infinity' else sealed_until end,
+       trusted = true, distrust_reason = null, zone_valid_from = '-infinity'
+
+-- delete_captured --
+with late as (delete from usage.late_change)
+delete from usage.truncate_marker
+
+-- delete_daily --
+-- Rollups of days from the seal on; by DELETE, so that readers' snapshots stay whole.
+delete from usage.daily where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+
+-- delete_daily_total --
+delete from usage.daily_total where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+
+-- delete_monthly --
+delete from usage.monthly
+ where month >= (select usage.month_of(usage.local_day(sealed_until, time_zone)) from usage.state)
+
+-- restore_month_of_seal --
+-- The days below the seal of the month that the seal cuts.
+insert into usage.monthly (month, collection_id, resource_type, job_type, model_level,
+                           event_count, total_value, secondary_value, rejected_count)
+select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.model_level,
+       sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
+  from usage.daily d, usage.state s
+ where isfinite(s.sealed_until)
+   and d.day >= usage.month_of(usage.local_day(s.sealed_until, s.time_zone))
+   and d.day < usage.local_day(s.sealed_until, s.time_zone)
+ group by 1, 2, 3, 4, 5
+
+-- rollups_left --
+select exists (select from usage.daily)
+
+-- restore_grants --
+select usage.restore_grants()

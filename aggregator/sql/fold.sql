@@ -1,0 +1,121 @@
+-- Run-time SQL of a transaction that changes the rollups: lock, collect differences, add them.
+-- Ranges are [start, end). Instants and days travel as text: infinity and years BC have no datetime.
+
+-- lock_source --
+-- Never waits, so it can never be part of a deadlock with the host's DDL.
+lock table {source} in access share mode nowait
+
+-- state --
+select s.source, s.frontier, s.sealed_until, s.trusted, s.distrust_reason, s.time_zone, s.zone_valid_from,
+       exists (select from usage.truncate_marker) as truncated,
+       usage.local_day(s.frontier, s.time_zone) as frontier_day,
+       usage.local_day(s.sealed_until, s.time_zone) as sealed_day
+  from usage.state s
+
+-- lock_state --
+-- The statement that takes the snapshot. A second refresher waits here, fails to serialize, and tries again.
+select s.id from usage.state s for update
+
+-- distrust --
+update usage.state set trusted = false, distrust_reason = %(reason)s where trusted
+
+-- create_delta --
+-- Differences that this transaction adds to the rollups. reason: null for raw events at the tail.
+create temporary table delta (
+    rollup text not null, bucket date not null,
+    collection_id uuid, resource_type text collate "C", job_type text collate "C", model_level text collate "C",
+    event_count bigint not null, total_value numeric not null, secondary_value numeric not null, rejected_count bigint not null,
+    reason text
+) on commit drop
+
+-- derive --
+-- What the days' differences mean for the months and the totals.
+insert into pg_temp.delta
+select 'monthly', usage.month_of(x.bucket), x.collection_id, x.resource_type, x.job_type, x.model_level,
+       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
+  from pg_temp.delta x
+ where x.rollup = 'daily'
+ group by 2, 3, 4, 5, 6
+union all
+select 'daily_total', x.bucket, null, x.resource_type, null, null,
+       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
+  from pg_temp.delta x
+ where x.rollup = 'daily'
+ group by 2, 4
+
+-- daily_reasons --
+select distinct x.reason from pg_temp.delta x where x.rollup = 'daily'
+
+-- fold_daily --
+-- One reason at a time: a row may appear once only. Rows arrive, and are laid down, in order of days.
+insert into usage.daily as d
+       (day, collection_id, resource_type, job_type, model_level,
+        event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'daily'
+   and x.reason is not distinct from %(reason)s
+    on conflict on constraint daily_key do update
+   set event_count = d.event_count + excluded.event_count,
+       total_value = d.total_value + excluded.total_value,
+       secondary_value = d.secondary_value + excluded.secondary_value,
+       rejected_count = d.rejected_count + excluded.rejected_count
+
+-- fold_monthly --
+insert into usage.monthly as m
+       (month, collection_id, resource_type, job_type, model_level,
+        event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'monthly'
+    on conflict on constraint monthly_key do update
+   set event_count = m.event_count + excluded.event_count,
+       total_value = m.total_value + excluded.total_value,
+       secondary_value = m.secondary_value + excluded.secondary_value,
+       rejected_count = m.rejected_count + excluded.rejected_count
+
+-- fold_daily_total --
+insert into usage.daily_total as t
+       (day, resource_type,
+        event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.resource_type,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'daily_total'
+    on conflict on constraint daily_total_key do update
+   set event_count = t.event_count + excluded.event_count,
+       total_value = t.total_value + excluded.total_value,
+       secondary_value = t.secondary_value + excluded.secondary_value,
+       rejected_count = t.rejected_count + excluded.rejected_count
+
+-- sweep_daily --
+-- Rows that became nothing; only what was subtracted from can have.
+delete from usage.daily r
+ using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily') touched
+ where r.day = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
+-- sweep_monthly --
+delete from usage.monthly r
+ using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly') touched
+ where r.month = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
+-- sweep_daily_total --
+delete from usage.daily_total r
+ using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily_total') touched
+ where r.day = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
+-- restate --
+-- Changes with a reason, to days that were over when the frontier was last set (a repair: all of them).
+insert into usage.restatement
+       (run_id, rollup, bucket, collection_id, resource_type, job_type, model_level,
+        event_count, total_value, secondary_value, rejected_count, reason)
+select %(run)s::bigint, x.rollup, x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count, x.reason
+  from pg_temp.delta x
+ where x.reason is not null
+   and (%(below)s::date is null or x.bucket < %(below)s::date)

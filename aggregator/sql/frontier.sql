@@ -1,0 +1,55 @@
+-- Run-time SQL of the frontier that writers see: move it, and wait for those who saw the old one.
+
+-- mutex --
+-- Without it two refreshers' read-then-setval move the sequence backwards. For this transaction only.
+select pg_advisory_xact_lock(7305806122046875237)
+
+-- advance --
+-- Move the frontier that writers see to now, only ever upwards, also if the clock stepped back or the sequence was
+-- left behind the rollups by a restore.
+select setval('usage.frontier_seq', greatest(
+           (extract(epoch from clock_timestamp()) * 1000000)::bigint,
+           pg_sequence_last_value('usage.frontier_seq'),
+           (select (extract(epoch from s.frontier) * 1000000)::bigint from usage.state s where isfinite(s.frontier)))),
+       usage.frontier_for_writers()
+
+-- writers --
+-- The transaction ids of those who hold a write lock on the source or a partition. pg_locks is read once: a PREPARE
+-- TRANSACTION moves its locks to another holder meanwhile. By id lock and not by snapshot: pg_snapshot_xip() leaves out
+-- the newest writers.
+with lock as materialized (
+    select l.locktype, l.database, l.relation, l.mode, l.granted, l.virtualtransaction, l.transactionid
+      from pg_locks l
+)
+select distinct id.transactionid::text
+  from lock on_table
+  join lock id on id.virtualtransaction = on_table.virtualtransaction
+ where on_table.locktype = 'relation'
+   and on_table.granted
+   and on_table.database = (select d.oid from pg_database d where d.datname = current_database())
+   and on_table.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+   and on_table.relation in (select t.relid from usage.state s, pg_partition_tree(to_regclass(s.source)) t
+                             union all
+                             select to_regclass(s.source) from usage.state s)
+   and id.locktype = 'transactionid'
+   and id.mode = 'ExclusiveLock'
+   and id.granted
+
+-- still_open --
+select l.transactionid::text
+  from pg_locks l
+ where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
+   and l.transactionid::text = any(%(ids)s)
+
+-- describe_writers --
+-- pid, application and age, as far as this role may see them; prepared transactions have their name.
+select coalesce('prepared transaction ' || quote_literal(p.gid) || ', since ' || date_trunc('second', p.prepared)::text,
+                'pid ' || l.pid
+                || coalesce(' (' || nullif(a.application_name, '') || ')', '')
+                || coalesce(', open for ' || date_trunc('second', clock_timestamp() - a.xact_start)::text, ''))
+  from pg_locks l
+  left join pg_prepared_xacts p on p.transaction = l.transactionid
+  left join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
+   and l.transactionid::text = any(%(ids)s)
+ order by 1

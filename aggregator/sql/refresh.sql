@@ -1,0 +1,146 @@
+-- Run-time SQL of refresh. Ranges are [start, end). Instants and days travel as text: infinity and years BC have no
+-- datetime.
+
+-- sequence_behind --
+select s.source is not null and isfinite(s.frontier)
+       and coalesce(pg_sequence_last_value('usage.frontier_seq') < extract(epoch from s.frontier) * 1000000, true)
+  from usage.state s
+
+-- fingerprint_doubt --
+select usage.fingerprint_doubt(), usage.doubt()
+
+-- new_partitions --
+-- Partitions that the fingerprint does not know.
+select quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+  from usage.state s, pg_partition_tree(to_regclass(s.source)) t
+  join pg_class c on c.oid = t.relid
+  join pg_namespace n on n.oid = c.relnamespace
+ where t.isleaf and not s.fingerprint ? t.relid::oid::text
+
+-- partition_span --
+select usage.local_day(min(e.created_at), s.time_zone)::text,
+       usage.next_day(usage.local_day(max(e.created_at), s.time_zone))::text
+  from {partition} e, usage.state s
+ where e.created_at < s.frontier
+ group by s.time_zone
+
+-- accept_fingerprint --
+-- What is new and captured becomes known; what is known already, changed or gone, is left in doubt.
+update usage.state s
+   set fingerprint = s.fingerprint || n.known
+  from (select jsonb_object_agg(f.key, f.value) as known
+          from usage.state t, jsonb_each_text(usage.fingerprint()) f
+         where not t.fingerprint ? f.key and usage.is_captured(f.value, t.capture_mode)) n
+ where n.known is not null
+
+-- estimate --
+explain (format json) select from usage.event() e where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
+
+-- count_tail --
+select count(*) from usage.event() e where e.created_at >= %(from)s::timestamptz
+
+-- count_late --
+select count(*) from usage.late_change l where l.created_at < %(frontier)s::timestamptz
+
+-- nth_event --
+-- The instant of the N-th event from the frontier on, and the first instant of its day.
+select e.created_at::text, usage.day_start(usage.local_day(e.created_at, %(zone)s), %(zone)s)::text,
+       e.created_at > %(from)s::timestamptz,
+       usage.day_start(usage.local_day(e.created_at, %(zone)s), %(zone)s) > %(from)s::timestamptz
+  from usage.event() e
+ where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
+ order by e.created_at
+offset %(n)s limit 1
+
+-- next_instant --
+select e.created_at::text
+  from usage.event() e
+ where e.created_at > %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
+ order by e.created_at
+ limit 1
+
+-- next_day_of_events --
+-- The first event in a range, as its local day, and where that day ends within the range.
+select usage.local_day(e.created_at, %(zone)s)::text,
+       least(usage.day_start(usage.next_day(usage.local_day(e.created_at, %(zone)s)), %(zone)s), %(to)s::timestamptz)::text
+  from usage.event() e
+ where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
+ order by e.created_at
+ limit 1
+
+-- any_late --
+select exists (select from usage.late_change l where l.created_at < %(frontier)s::timestamptz),
+       exists (select from usage.late_change l, usage.state s where l.created_at < s.zone_valid_from)
+
+-- late_limit --
+-- Claimed are the late changes below this instant: the oldest N, and those that share the last one's instant.
+select coalesce(
+    (select l.created_at::text from usage.late_change l
+      where l.created_at < %(frontier)s::timestamptz
+        and l.created_at > (select k.created_at from usage.late_change k
+                             where k.created_at < %(frontier)s::timestamptz
+                             order by k.created_at offset %(n)s - 1 limit 1)
+      order by l.created_at limit 1),
+    %(frontier)s)
+
+-- add_raw --
+-- One day at a time: a small hash table stays in the processor's cache, and the rollup's rows come in order of days.
+insert into pg_temp.delta
+select 'daily', %(day)s::date, e.collection_id, e.resource_type, e.job_type, e.model_level,
+       count(*), coalesce(sum(e.value), 0), coalesce(sum(e.secondary), 0), count(*) filter (where e.rejected), null
+  from usage.measured(null, null, null, null, null, null,
+                      %(from)s::timestamptz, %(to)s::timestamptz, null, null, null) e
+ group by e.collection_id, e.resource_type, e.job_type, e.model_level
+
+-- add_late --
+insert into pg_temp.delta
+select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.resource_type, e.job_type, e.model_level,
+       sum(e.sign), coalesce(sum(usage.signed(e.sign, e.value)), 0), coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
+       coalesce(sum(e.sign) filter (where e.rejected), 0), %(reason)s
+  from usage.measured(null, null, null, null, null, null, null, null,
+                      '-infinity', %(limit)s::timestamptz, %(sign)s) e
+ group by 2, 3, 4, 5, 6
+
+-- drop_claimed --
+delete from usage.late_change l where l.created_at < %(limit)s::timestamptz
+
+-- drop_covered --
+-- All of them, unbounded: the raw events of that range, read in this same snapshot, already hold their effect.
+delete from usage.late_change l where l.created_at >= %(from)s::timestamptz and l.created_at < %(to)s::timestamptz
+
+-- drop_unsealed_late --
+delete from usage.late_change l using usage.state s where l.created_at >= s.sealed_until
+
+-- drop_markers --
+delete from usage.truncate_marker
+
+-- frontier_to_seal --
+update usage.state set frontier = sealed_until
+
+-- set_frontier --
+update usage.state set frontier = %(frontier)s::timestamptz
+
+-- frontier --
+select s.frontier from usage.state s
+
+-- counted --
+select coalesce(sum(event_count), 0)::bigint from pg_temp.delta where rollup = 'daily' and reason is null
+
+-- begin_run --
+insert into usage.refresh_run (frontier_from, frontier_to)
+select s.frontier, s.frontier from usage.state s
+returning id
+
+-- record_step --
+update usage.refresh_run
+   set steps = steps + 1, events = events + %(events)s, late_changes = late_changes + %(late)s,
+       frontier_to = (select s.frontier from usage.state s)
+ where id = %(run)s
+
+-- finish_run --
+update usage.refresh_run
+   set finished_at = clock_timestamp(), status = %(status)s, waited_for = %(waited_for)s, error = %(error)s
+ where id = %(run)s
+
+-- is_before --
+select %(frontier)s::timestamptz < %(target)s::timestamptz

@@ -1,0 +1,118 @@
+-- Run-time SQL of verify: both sides of the identity, by key, in one snapshot.
+
+-- next_bucket --
+-- The first day from a given one on, below the frontier, that has rollup rows or events; null: none.
+select least(
+           (select min(d.day) from usage.daily d where d.day >= %(day)s::date),
+           (select min(t.day) from usage.daily_total t where t.day >= %(day)s::date),
+           (select greatest(min(m.month), %(day)s::date) from usage.monthly m
+             where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
+           (select usage.local_day(e.created_at, s.time_zone) from usage.event() e
+             where e.created_at >= usage.day_start(%(day)s::date, s.time_zone) and e.created_at < s.frontier
+             order by e.created_at limit 1))::text
+  from usage.state s
+
+-- chunk_end --
+select least(usage.next_month(usage.month_of(%(day)s::date)), %(until)s::date)::text,
+       %(day)s::date < %(until)s::date
+
+-- differences --
+-- What has to be added to each rollup row of the days [from, to) to make it right. Expected are the raw events below
+-- the frontier, less the late changes that are not folded yet. A month is the sum of its days, those outside the
+-- range as they are.
+with expected as materialized (
+    select usage.local_day(e.created_at, s.time_zone) as day,
+           e.collection_id, e.resource_type, e.job_type, e.model_level,
+           sum(net.sign) as event_count,
+           coalesce(sum(usage.signed(net.sign, e.value)), 0) as total_value,
+           coalesce(sum(usage.signed(net.sign, e.secondary)), 0) as secondary_value,
+           coalesce(sum(net.sign) filter (where e.rejected), 0) as rejected_count
+      from usage.state s,
+           usage.measured(null, null, null, null, null, null,
+                          %(start)s::timestamptz, %(end)s::timestamptz,
+                          %(start)s::timestamptz, %(end)s::timestamptz, null) e,
+           lateral (select case when e.late then -e.sign else e.sign end) as net (sign)
+     group by 1, 2, 3, 4, 5
+), daily_difference as materialized (
+    select x.day, x.collection_id, x.resource_type, x.job_type, x.model_level,
+           sum(x.event_count) as event_count, sum(x.total_value) as total_value,
+           sum(x.secondary_value) as secondary_value, sum(x.rejected_count) as rejected_count
+      from (select e.day, e.collection_id, e.resource_type, e.job_type, e.model_level,
+                   e.event_count, e.total_value, e.secondary_value, e.rejected_count
+              from expected e
+            union all
+            select d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
+                   -d.event_count, -d.total_value, -d.secondary_value, -d.rejected_count
+              from usage.daily d
+             where d.day >= %(from)s::date and d.day < %(to)s::date) x
+     group by 1, 2, 3, 4, 5
+    having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+)
+select 'daily', d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
+       d.event_count::bigint, d.total_value, d.secondary_value, d.rejected_count::bigint, 'repaired'
+  from daily_difference d
+union all
+select 'daily_total', x.day, null, x.resource_type, null, null,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+  from (select e.day, e.resource_type, e.event_count, e.total_value, e.secondary_value, e.rejected_count
+          from expected e
+        union all
+        select t.day, t.resource_type, -t.event_count, -t.total_value, -t.secondary_value, -t.rejected_count
+          from usage.daily_total t
+         where t.day >= %(from)s::date and t.day < %(to)s::date) x
+ group by x.day, x.resource_type
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+union all
+select 'monthly', x.month, x.collection_id, x.resource_type, x.job_type, x.model_level,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+  from (select usage.month_of(d.day) as month, d.collection_id, d.resource_type, d.job_type, d.model_level,
+               d.event_count, d.total_value, d.secondary_value, d.rejected_count
+          from daily_difference d
+        union all
+        select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.model_level,
+               d.event_count, d.total_value, d.secondary_value, d.rejected_count
+          from usage.daily d
+         where d.day >= usage.month_of(%(from)s::date) and d.day < usage.next_month(usage.month_of(%(from)s::date))
+        union all
+        select m.month, m.collection_id, m.resource_type, m.job_type, m.model_level,
+               -m.event_count, -m.total_value, -m.secondary_value, -m.rejected_count
+          from usage.monthly m
+         where m.month = usage.month_of(%(from)s::date)) x
+ group by x.month, x.collection_id, x.resource_type, x.job_type, x.model_level
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+
+-- bounds --
+-- The instants of a range of days, as far as it lies below the frontier.
+select least(usage.day_start(%(from)s::date, s.time_zone), s.frontier)::text,
+       least(usage.day_start(%(to)s::date, s.time_zone), s.frontier)::text
+  from usage.state s
+
+-- some_differences --
+select x.rollup, x.bucket::text, x.collection_id::text, x.resource_type, x.job_type, x.model_level,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ order by x.bucket, x.rollup, x.collection_id nulls last, x.resource_type, x.job_type, x.model_level
+ limit %(limit)s
+
+-- count_differences --
+select count(*) from pg_temp.delta
+
+-- record --
+insert into usage.verification (day_from, day_to, differences, repaired)
+values (%(from)s::date, %(to)s::date, %(differences)s, %(repaired)s)
+
+-- uncaptured --
+select usage.uncaptured()
+
+-- know --
+-- From here on the fingerprint tells every further gap; trust stays off until all days are verified.
+update usage.state
+   set fingerprint = usage.fingerprint(), source_oid = to_regclass(source)::oid,
+       trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s)
+
+-- believe --
+-- Trust again, unless something happened meanwhile, or events lie in years that the zone has no day intervals for.
+update usage.state
+   set trusted = true, distrust_reason = null
+ where usage.fingerprint_doubt() is null
+   and not exists (select from usage.event() e where e.created_at < zone_valid_from)

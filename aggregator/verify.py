@@ -1,0 +1,171 @@
+"""Verify: compare the rollups with the raw events, in one snapshot, and repair exactly what differs.
+
+Month by month, so memory and transactions stay small; each month is one snapshot. Sealed days are left alone: below the
+seal the rollups are the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from aggregator import fold, frontier
+from aggregator import sql as sql_files
+from aggregator.db import Connection, transaction
+from aggregator.errors import AggregatorError, UsageError
+from aggregator.settings import Settings
+
+SQL = sql_files.load("verify")
+
+SHOWN_DIFFERENCES = 1000
+"""Differences that a verification names at most; all are counted."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What has to be added to one rollup row to make it right. ``bucket`` is an ISO day, or ``±infinity``."""
+
+    rollup: Literal["daily", "monthly", "daily_total"]
+    bucket: str
+    collection_id: str | None
+    resource_type: str | None
+    job_type: str | None
+    model_level: str | None
+    event_count: int
+    total_value: Decimal
+    secondary_value: Decimal
+    rejected_count: int
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """``differences`` counts rollup rows; ``shown`` has the first of them. ``trusted`` is what readers go by afterwards."""
+
+    months: int
+    differences: int
+    shown: tuple[Difference, ...]
+    repaired: bool
+    trusted: bool
+    doubt: str | None
+
+
+@dataclass(frozen=True)
+class VerifyProgress:
+    """The days [day_from, day_to) that were just verified, as ISO days, and the differences found so far."""
+
+    day_from: str
+    day_to: str
+    differences: int
+
+
+def verify(
+    connection: Connection,
+    settings: Settings,
+    *,
+    repair: bool = False,
+    since: str | None = None,
+    until: str | None = None,
+    progress: Callable[[VerifyProgress], None] = lambda _progress: None,
+) -> VerifyResult:
+    """Compare the days [since, until), ISO days, by default all that are not sealed; with ``repair`` fold the differences.
+
+    A repair of all days turns trust on again, once capture is in order. Commits month by month. Raises UsageError for a
+    range that is empty, sealed or in the future, and AggregatorError where trust could not be restored.
+    """
+    with transaction(connection, read_only=True):
+        state = fold.read_state(connection)
+        row = connection.execute(
+            "select %(since)s::date < usage.local_day(now(), %(zone)s) + 1, coalesce(%(since)s::date < %(until)s::date, true),"
+            " %(since)s::date >= %(sealed)s::date, usage.doubt() is not null",
+            {"since": since or state.sealed_day, "until": until, "zone": state.time_zone, "sealed": state.sealed_day},
+        ).fetchone()
+        assert row is not None
+    begins_by_now, in_order, unsealed, doubtful = row
+    if not in_order:
+        raise UsageError("--since must be before --until")
+    if not begins_by_now:
+        raise UsageError(f"--since: {since} is in the future: there is nothing to verify")
+    if not unsealed:
+        raise UsageError(f"--since: days before {state.sealed_day} are sealed: their raw events may be gone, so they cannot be verified")
+
+    everything = since is None and until is None
+    if repair and everything and doubtful:
+        _prepare_trust(connection, settings)
+    months = differences = 0
+    shown: list[Difference] = []
+    day = since or state.sealed_day
+    source = state.source
+    while (chunk := _next_chunk(connection, day, until or "infinity")) is not None:
+        found, some = fold.with_retries(
+            lambda chunk=chunk: _verify_chunk(connection, source, *chunk, repair=repair)  # type: ignore[misc]
+        )
+        months += 1
+        differences += found
+        shown += some[: SHOWN_DIFFERENCES - len(shown)]
+        day = chunk[1]
+        progress(VerifyProgress(*chunk, differences))
+    if repair and everything:
+        with transaction(connection):
+            connection.execute(SQL["believe"])
+    with transaction(connection, read_only=True):
+        doubt_row = connection.execute("select usage.doubt()").fetchone()
+        assert doubt_row is not None
+    return VerifyResult(months, differences, tuple(shown), repair, doubt_row[0] is None, doubt_row[0])
+
+
+def _prepare_trust(connection: Connection, settings: Settings) -> None:
+    """Make sure that nothing goes uncaptured from here on, so that what is verified stays right."""
+    with transaction(connection):
+        row = connection.execute(SQL["uncaptured"]).fetchone()
+        assert row is not None
+        if row[0] is not None:
+            raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
+        connection.execute(SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"})
+    _, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
+    if writers:
+        raise AggregatorError(
+            f"writers that may have gone uncaptured are still open: {'; '.join(writers)}; run verify --repair again when they have ended"
+        )
+
+
+def _next_chunk(connection: Connection, day: str, until: str) -> tuple[str, str] | None:
+    """Return the next days to compare, at most to the end of a month, skipping days with neither rows nor events."""
+    with transaction(connection, read_only=True):
+        row = connection.execute(SQL["next_bucket"], {"day": day}).fetchone()
+        if row is None or row[0] is None:
+            return None
+        first = row[0]
+        row = connection.execute(SQL["chunk_end"], {"day": first, "until": until}).fetchone()
+        assert row is not None
+        return (first, row[0]) if row[1] else None
+
+
+def _verify_chunk(
+    connection: Connection, source: str, day_from: str, day_to: str, *, repair: bool
+) -> tuple[int, list[Difference]]:
+    with fold.snapshot(connection, source, lock_state=repair) as state:
+        if state.truncated:
+            raise AggregatorError("the source was truncated: run aggregator refresh first")
+        days = {"from": day_from, "to": day_to}
+        row = connection.execute(SQL["bounds"], days).fetchone()
+        assert row is not None
+        connection.execute(fold.SQL["create_delta"])
+        connection.execute(
+            b"insert into pg_temp.delta " + SQL["differences"].encode(), {**days, "start": row[0], "end": row[1]}
+        )
+        count_row = connection.execute(SQL["count_differences"]).fetchone()
+        assert count_row is not None
+        count = int(count_row[0])
+        some: list[Difference] = []
+        if count:
+            some = [
+                Difference(*fields)
+                for fields in connection.execute(SQL["some_differences"], {"limit": SHOWN_DIFFERENCES}).fetchall()
+            ]
+            if repair:
+                connection.execute(fold.SQL["restate"], {"run": None, "below": None})
+                fold.apply_delta(connection, derive=False)
+        connection.execute(SQL["record"], {**days, "differences": count, "repaired": repair})
+        return count, some

@@ -1,0 +1,31 @@
+"""Alembic's environment: run by aggregator.migrations, which hands in the connection; not by the alembic command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from alembic import context, op
+
+SQL_FOLDER = Path(__file__).parent / "sql"
+
+
+def run_sql(name: str) -> None:
+    """Run a frozen file of alembic/sql as one step of a migration, online or offline."""
+    # A colon would be taken for a bound parameter.
+    op.execute(sa.text((SQL_FOLDER / name).read_text(encoding="utf-8").replace(":", r"\:")))
+
+
+config = context.config
+config.attributes["run_sql"] = run_sql
+options = {"version_table": "alembic_version", "version_table_schema": "usage", "transaction_per_migration": True}
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", output_buffer=config.output_buffer, **options)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    context.configure(connection=config.attributes["connection"], **options)
+    with context.begin_transaction():
+        context.run_migrations()
