@@ -44,13 +44,15 @@ select count(*) from usage.late_change l where l.created_at < %(frontier)s::time
 
 -- nth_event --
 -- The instant of the N-th event from the frontier on, and the first instant of its day.
-select e.created_at::text, usage.day_start(usage.local_day(e.created_at, %(zone)s), %(zone)s)::text,
-       e.created_at > %(from)s::timestamptz,
-       usage.day_start(usage.local_day(e.created_at, %(zone)s), %(zone)s) > %(from)s::timestamptz
-  from usage.event() e
- where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
- order by e.created_at
-offset %(n)s limit 1
+with nth as materialized (  -- or the day of each event skipped would be worked out too
+    select e.created_at
+      from usage.event() e
+     where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
+     order by e.created_at
+    offset %(n)s limit 1
+)
+select n.created_at::text, d.start::text, n.created_at > %(from)s::timestamptz, d.start > %(from)s::timestamptz
+  from nth n, lateral (select usage.day_start(usage.local_day(n.created_at, %(zone)s), %(zone)s) as start) d
 
 -- next_instant --
 select e.created_at::text
@@ -81,7 +83,7 @@ select coalesce(
                              where k.created_at < %(frontier)s::timestamptz
                              order by k.created_at offset %(n)s - 1 limit 1)
       order by l.created_at limit 1),
-    %(frontier)s)
+    %(frontier)s::text)
 
 -- add_raw --
 -- One day at a time: a small hash table stays in the processor's cache, and the rollup's rows come in order of days.

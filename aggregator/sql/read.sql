@@ -1,0 +1,33 @@
+-- Run-time SQL of the read function and of status. As plain numbers and text, so that no DateStyle, TimeZone or loader
+-- of the caller's connection changes anything, and days that Python has no date for do not fail.
+
+-- overview --
+select r.section,
+       case when isfinite(r.day) then to_char(r.day, 'YYYY-MM-DD') else r.day::text end,
+       usage.instant_text(r.starts_at),
+       r.collection_id::text, r.collection_title, r.resource_type, r.job_type, r.model_level, r.event_count,
+       r.total_value::text, r.secondary_value::text,
+       (extract(epoch from r.as_of) * 1000000)::bigint,
+       case when isfinite(r.frontier) then (extract(epoch from r.frontier) * 1000000)::bigint end,
+       r.exact, r.reasons, r.rollup_rows, r.raw_rows, r.pending_changes
+  from usage.overview_rows(
+           coalesce(%(since)s::timestamptz,
+                    usage.window_start(%(days)s, (select s.time_zone from usage.state s))),
+           %(until)s::timestamptz, %(collection)s::uuid) r
+ order by r.section, r.ordinal
+
+-- metrics --
+select m.resource_type, m.label, m.unit, m.secondary_unit from usage.metric m
+
+-- status --
+select s.source, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::text, f.lag::text, f.reason,
+       f.pending_changes, f.last_refreshed::text, f.last_verified::text,
+       (select r.status || coalesce(': ' || r.error, '') || coalesce(', left raw because of ' || r.waited_for, '')
+          from usage.refresh_run r order by r.id desc limit 1),
+       (select count(*) from usage.daily), (select sum(d.rejected_count)::bigint from usage.daily_total d),
+       pg_size_pretty(pg_total_relation_size('usage.daily') + pg_total_relation_size('usage.monthly')
+                      + pg_total_relation_size('usage.daily_total')),
+       extract(epoch from s.frontier - clock_timestamp()) > 60 and isfinite(s.frontier),
+       has_sequence_privilege('public', 'usage.frontier_seq', 'SELECT')
+       and has_sequence_privilege('public', 'usage.seal_seq', 'SELECT')
+  from usage.state s, usage.freshness f

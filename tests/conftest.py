@@ -1,0 +1,89 @@
+"""A real PostgreSQL for every test: embedded by default, AGGREGATOR_TEST_DSN or AGGREGATOR_TEST_BIN for another."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from aggregator import embedded, migrations
+from aggregator.settings import Settings
+from tests.harness import SCHEMA, Database
+
+SERVER_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "60",
+    "max_prepared_transactions": "20",
+    "shared_buffers": "'64MB'",
+    "autovacuum_naptime": "'5s'",
+    "session_preload_libraries": "'auto_explain'",
+    "deadlock_timeout": "'500ms'",
+}
+
+
+def pytest_report_header() -> str:
+    where = os.environ.get("AGGREGATOR_TEST_DSN") and "AGGREGATOR_TEST_DSN"
+    where = where or os.environ.get("AGGREGATOR_TEST_BIN") or f"embedded, {embedded.embedded_bin()}"
+    return f"postgresql: {where}"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """A connection string of the server, without a database name."""
+    dsn = os.environ.get("AGGREGATOR_TEST_DSN")
+    if dsn:
+        yield dsn
+        return
+    bin_dir = os.environ.get("AGGREGATOR_TEST_BIN")
+    with embedded.temporary_server(Path(bin_dir) if bin_dir else None, SERVER_SETTINGS) as running:
+        yield running.dsn().replace(" dbname=postgres", "")
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> str:
+    """A database with the source tables, the oracle and schema usage, to be copied for each test."""
+    name = f"aggregator_template_{os.getpid()}"
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute(f"create database {name} template template0 encoding 'UTF8'".encode())
+    with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
+        connection.execute(SCHEMA.encode())
+    migrations.upgrade(Settings(database_url=f"{server} dbname={name}"))  # type: ignore[arg-type]
+    return name
+
+
+@pytest.fixture
+def new_database(server: str, template: str) -> Iterator[Any]:
+    """A function that makes a database: ``new_database()`` is migrated, not attached."""
+    made: list[Database] = []
+
+    def make(*, zone: str = "UTC", **settings: Any) -> Database:
+        name = f"aggregator_test_{os.getpid()}_{next(_numbers)}"
+        with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+            connection.execute(f"create database {name} template {template}".encode())
+        database = Database(server, name, zone, settings)
+        made.append(database)
+        return database
+
+    yield make
+    for database in made:
+        database.close()
+        with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+            connection.execute(f"drop database if exists {database.name} with (force)".encode())
+
+
+@pytest.fixture
+def db(new_database: Any) -> Database:
+    """A migrated database with an empty source, attached, in UTC."""
+    database: Database = new_database()
+    database.attach()
+    return database

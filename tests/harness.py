@@ -1,0 +1,186 @@
+"""What tests share: a database with the source in it, and the comparison with the oracle in one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import IsolationLevel
+
+from aggregator import capture, refresh, verify
+from aggregator import sql as sql_files
+from aggregator.db import Connection, connect
+from aggregator.settings import Settings
+
+_parts = sql_files._NAME.split((Path(__file__).parent / "oracle.sql").read_text(encoding="utf-8"))
+ORACLE = {name: body.strip() for name, body in zip(_parts[1::2], _parts[2::2], strict=True)}
+
+SCHEMA = ";\n".join(
+    [
+        "create schema oracle",
+        *(ORACLE[name] for name in ("number", "key_text", "metric", "local_date")),
+        "create table public.resource_usage_log (id bigint generated always as identity primary key,"
+        " collection_id uuid, resource_type text, detail jsonb, created_at timestamptz, note text)",
+        "create index on public.resource_usage_log (created_at)",
+        "create table public.nodes (id uuid primary key, title text)",
+        "insert into public.nodes select ('00000000-0000-0000-0000-00000000000' || n)::uuid, 'Collection ' || n"
+        " from generate_series(1, 5) n",
+    ]
+)
+
+COLLECTIONS = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 8)]
+"""The last two have no title."""
+
+
+class Mismatch(AssertionError):  # noqa: N818 -- it is what a comparison says
+    """An answer differs from the raw query's in the same snapshot."""
+
+
+class Database:
+    """One test's database: ``connection`` is an autocommit session; helpers run the product and compare."""
+
+    def __init__(self, server: str, name: str, zone: str, settings: dict[str, Any]) -> None:
+        self.name = name
+        self.dsn = f"{server} dbname={name}"
+        self.zone = zone
+        self.settings = Settings(database_url=self.dsn, time_zone=zone, **settings)  # type: ignore[arg-type]
+        self.source = settings.get("source_table", "public.resource_usage_log")
+        self.titles = settings.get("title_table", "public.nodes")
+        self._opened: list[psycopg.Connection[Any]] = []
+        self.connection = self.connect()
+        self.own: Connection = connect(self.settings)
+        self._opened.append(self.own)
+
+    def connect(self, **options: Any) -> psycopg.Connection[Any]:
+        """Open another session, autocommit; closed at the test's end."""
+        connection = psycopg.connect(self.dsn, **{"autocommit": True, **options})
+        self._opened.append(connection)
+        return connection
+
+    def close(self) -> None:
+        for connection in self._opened:
+            connection.close()
+
+    def execute(self, query: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows, if any."""
+        cursor = self.connection.execute(query.encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def scalar(self, query: str, parameters: Any = None) -> Any:
+        return self.execute(query, parameters)[0][0]
+
+    def attach(self) -> capture.Attached:
+        return capture.attach(self.own, self.settings)
+
+    def refresh(self, **changes: Any) -> refresh.RefreshResult:
+        return refresh.refresh(self.own, self.settings.model_copy(update=changes))
+
+    def verify(self, **options: Any) -> verify.VerifyResult:
+        return verify.verify(self.own, self.settings, **options)
+
+    def insert(self, created_at: str, resource_type: str | None = "ai", collection: int | None = 0, detail: str | None = "{}") -> None:
+        """Insert one event; ``collection`` is an index into COLLECTIONS."""
+        self.execute(
+            f"insert into {self.source} (collection_id, resource_type, detail, created_at) values (%s, %s, %s::jsonb, %s::timestamptz)",
+            (None if collection is None else COLLECTIONS[collection], resource_type, detail, created_at),
+        )
+
+    def compare(self, windows: Any = None) -> None:
+        """Raise Mismatch unless every answer equals the oracle's, in one snapshot."""
+        with snapshot(self.connection):
+            compare(self.connection, self.zone, windows, source=self.source, titles=self.titles)
+
+
+@contextmanager
+def snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Open a REPEATABLE READ transaction, so that all that follows sees one snapshot."""
+    assert connection.autocommit
+    with connection.transaction():
+        connection.execute(f"set transaction isolation level {IsolationLevel.REPEATABLE_READ.name.replace('_', ' ')}".encode())
+        yield
+
+
+DEFAULT_WINDOWS: list[tuple[str, str | None, str | None]] = [
+    ("-infinity", None, None),
+    ("now-1", None, None),
+    ("now-30", None, None),
+    ("now-365", None, None),
+    ("now-30", "now-3", None),
+    ("now-400", "now-200", None),
+    ("now-30", None, COLLECTIONS[0]),
+]
+
+
+def compare(
+    connection: psycopg.Connection[Any],
+    zone: str,
+    windows: Any = None,
+    *,
+    source: str = "public.resource_usage_log",
+    titles: str = "public.nodes",
+    live: bool = True,
+) -> None:
+    """Compare every read function with the oracle for each window, in the caller's snapshot.
+
+    A window is (since, until or None, collection or None); ``now-N`` is N days before the transaction's now.
+    """
+    for since, until, collection in windows or DEFAULT_WINDOWS:
+        parameters = {
+            "since": _instant(connection, since),
+            "until": until and _instant(connection, until),
+            "collection": collection,
+            "zone": zone,
+        }
+
+        def oracle(section: str, parameters: dict[str, Any] = parameters) -> list[tuple[Any, ...]]:
+            query = ORACLE[section].replace("{source}", source).replace("{titles}", titles)
+            return connection.execute(query.encode(), parameters).fetchall()
+
+        def ours(query: str, parameters: dict[str, Any] = parameters) -> list[tuple[Any, ...]]:
+            arguments = "(%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid)"
+            return connection.execute(query.replace("()", arguments).encode(), parameters).fetchall()
+
+        for section, query in {
+            "by_collection": "select * from usage.by_collection()",
+            "ai_drilldown": "select * from usage.ai_drilldown()",
+            "daily": "select day::text, resource_type, event_count, total_value from usage.daily_series()",
+        }.items():
+            expected, found = oracle(section), ours(query)
+            if expected != found:
+                state = connection.execute("select * from usage.state").fetchone()
+                raise Mismatch(
+                    f"{section} of {parameters}: {len(expected)} rows expected, {len(found)} found;"
+                    f" missing {_some(expected, found)}; extra {_some(found, expected)}; state {state}"
+                )
+    if live:
+        query = ORACLE["live"].replace("{source}", source)
+        expected = connection.execute(query.encode(), {"zone": zone}).fetchall()
+        found = connection.execute(
+            b"select day::text, collection_id::text, resource_type, job_type, model_level, event_count, total_value, secondary_value"
+            b" from usage.daily_live"
+        ).fetchall()
+        if sorted(map(repr, map(_plain, expected))) != sorted(map(repr, map(_plain, found))):
+            raise Mismatch(f"daily_live: missing {_some(expected, found)}; extra {_some(found, expected)}")
+
+
+def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(format(value.normalize(), "f") if hasattr(value, "normalize") else value for value in row)
+
+
+def _some(rows: list[Any], others: list[Any]) -> list[Any]:
+    return [row for row in rows if row not in others][:3]
+
+
+def _instant(connection: psycopg.Connection[Any], text: str) -> str:
+    if not text.startswith("now-"):
+        return text
+    row = connection.execute(
+        b"select extract(epoch from now() - make_interval(days => %s))::text", (int(text[4:]),)
+    ).fetchone()
+    assert row is not None
+    value = connection.execute(b"select to_timestamp(%s::float8)::text", (row[0],)).fetchone()
+    assert value is not None
+    return str(value[0])
