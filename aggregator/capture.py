@@ -229,8 +229,10 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
 
 def delete_unsealed(connection: Connection) -> None:
     """Delete the rollups of days from the seal on, in the caller's transaction."""
-    for block in ("delete_daily", "delete_daily_total", "delete_monthly", "restore_month_of_seal"):
-        connection.execute(SQL[block])
+    for rollup in ("daily", "daily_collection", "daily_total", "monthly", "monthly_collection"):
+        connection.execute(SQL[f"delete_{rollup}"])
+    for rollup in ("monthly", "monthly_collection"):
+        connection.execute(SQL[f"restore_{rollup}"])
 
 
 def restore_grants(connection: Connection) -> None:

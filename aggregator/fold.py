@@ -24,6 +24,8 @@ SQL = sql_files.load("fold")
 _TRIES = 200
 """Of one transaction: against another refresher, and against DDL of the host that holds the source."""
 
+ROLLUPS = ("daily", "daily_collection", "monthly", "monthly_collection", "daily_total")
+
 Result = TypeVar("Result")
 
 
@@ -100,14 +102,23 @@ def apply_delta(connection: Connection, *, derive: bool) -> None:
     """Add ``pg_temp.delta`` to the rollups; ``derive``: work out months and totals from its days first."""
     if derive:
         connection.execute(SQL["derive"])
+        connection.execute(SQL["derive_coarser"])
     reasons = [reason for (reason,) in connection.execute(SQL["daily_reasons"]).fetchall()]
+    row = connection.execute(SQL["new_days"]).fetchone()
+    assert row is not None
+    new_days, new_days_of_collections = row
     for reason in reasons:
-        connection.execute(SQL["fold_daily"], {"reason": reason})
-    connection.execute(SQL["fold_monthly"])
-    connection.execute(SQL["fold_daily_total"])
+        # A row may appear once only, so a day is appended with its first reason, and merged with the next ones.
+        connection.execute(SQL["append_daily"], {"reason": reason, "days": new_days})
+        connection.execute(SQL["fold_daily"], {"reason": reason, "days": new_days})
+        new_days = []
+    connection.execute(SQL["append_daily_collection"], {"days": new_days_of_collections})
+    connection.execute(SQL["fold_daily_collection"], {"days": new_days_of_collections})
+    for rollup in ("monthly", "monthly_collection", "daily_total"):
+        connection.execute(SQL[f"fold_{rollup}"])
     if not derive or any(reason is not None for reason in reasons):
-        for block in ("sweep_daily", "sweep_monthly", "sweep_daily_total"):
-            connection.execute(SQL[block])
+        for rollup in ROLLUPS:
+            connection.execute(SQL[f"sweep_{rollup}"])
 
 
 def distrust(connection: Connection, reason: str) -> None:

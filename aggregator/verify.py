@@ -27,7 +27,7 @@ SHOWN_DIFFERENCES = 1000
 class Difference:
     """What has to be added to one rollup row to make it right. ``bucket`` is an ISO day, or ``±infinity``."""
 
-    rollup: Literal["daily", "monthly", "daily_total"]
+    rollup: Literal["daily", "monthly", "daily_collection", "monthly_collection", "daily_total"]
     bucket: str
     collection_id: str | None
     resource_type: str | None

@@ -226,6 +226,9 @@ delete from usage.truncate_marker
 -- Rollups of days from the seal on; by DELETE, so that readers' snapshots stay whole.
 delete from usage.daily where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
 
+-- delete_daily_collection --
+delete from usage.daily_collection where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+
 -- delete_daily_total --
 delete from usage.daily_total where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
 
@@ -233,10 +236,14 @@ delete from usage.daily_total where day >= (select usage.local_day(sealed_until,
 delete from usage.monthly
  where month >= (select usage.month_of(usage.local_day(sealed_until, time_zone)) from usage.state)
 
--- restore_month_of_seal --
+-- delete_monthly_collection --
+delete from usage.monthly_collection
+ where month >= (select usage.month_of(usage.local_day(sealed_until, time_zone)) from usage.state)
+
+-- restore_monthly --
 -- The days below the seal of the month that the seal cuts.
-insert into usage.monthly (month, collection_id, resource_type, job_type, model_level,
-                           event_count, total_value, secondary_value, rejected_count)
+insert into usage.monthly
+       (month, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value, rejected_count)
 select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.model_level,
        sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
   from usage.daily d, usage.state s
@@ -244,6 +251,17 @@ select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.mo
    and d.day >= usage.month_of(usage.local_day(s.sealed_until, s.time_zone))
    and d.day < usage.local_day(s.sealed_until, s.time_zone)
  group by 1, 2, 3, 4, 5
+
+-- restore_monthly_collection --
+insert into usage.monthly_collection
+       (month, collection_id, resource_type, event_count, total_value, secondary_value, rejected_count)
+select usage.month_of(d.day), d.collection_id, d.resource_type,
+       sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
+  from usage.daily_collection d, usage.state s
+ where isfinite(s.sealed_until)
+   and d.day >= usage.month_of(usage.local_day(s.sealed_until, s.time_zone))
+   and d.day < usage.local_day(s.sealed_until, s.time_zone)
+ group by 1, 2, 3
 
 -- rollups_left --
 select exists (select from usage.daily)

@@ -29,7 +29,7 @@ create temporary table delta (
 ) on commit drop
 
 -- derive --
--- What the days' differences mean for the months and the totals.
+-- What the days' differences mean for the months, the collections and the totals.
 insert into pg_temp.delta
 select 'monthly', usage.month_of(x.bucket), x.collection_id, x.resource_type, x.job_type, x.model_level,
        sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
@@ -37,17 +37,44 @@ select 'monthly', usage.month_of(x.bucket), x.collection_id, x.resource_type, x.
  where x.rollup = 'daily'
  group by 2, 3, 4, 5, 6
 union all
-select 'daily_total', x.bucket, null, x.resource_type, null, null,
+select 'daily_collection', x.bucket, x.collection_id, x.resource_type, null, null,
        sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
   from pg_temp.delta x
  where x.rollup = 'daily'
+ group by 2, 3, 4
+
+-- derive_coarser --
+insert into pg_temp.delta
+select 'monthly_collection', usage.month_of(x.bucket), x.collection_id, x.resource_type, null, null,
+       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
+  from pg_temp.delta x
+ where x.rollup = 'daily_collection'
+ group by 2, 3, 4
+union all
+select 'daily_total', x.bucket, null, x.resource_type, null, null,
+       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
+  from pg_temp.delta x
+ where x.rollup = 'daily_collection'
  group by 2, 4
 
 -- daily_reasons --
 select distinct x.reason from pg_temp.delta x where x.rollup = 'daily'
 
+-- append_daily --
+-- Days that have no rows yet: nothing to conflict with, half the cost. In key order, for the index's sake.
+insert into usage.daily
+       (day, collection_id, resource_type, job_type, model_level,
+        event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'daily'
+   and x.reason is not distinct from %(reason)s
+   and x.bucket = any(%(days)s::date[])
+ order by x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level
+
 -- fold_daily --
--- One reason at a time: a row may appear once only. Rows arrive, and are laid down, in order of days.
+-- One reason at a time: a row may appear once only. days: those that were just appended.
 insert into usage.daily as d
        (day, collection_id, resource_type, job_type, model_level,
         event_count, total_value, secondary_value, rejected_count)
@@ -56,11 +83,19 @@ select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
   from pg_temp.delta x
  where x.rollup = 'daily'
    and x.reason is not distinct from %(reason)s
+   and x.bucket <> all(%(days)s::date[])
     on conflict on constraint daily_key do update
    set event_count = d.event_count + excluded.event_count,
        total_value = d.total_value + excluded.total_value,
        secondary_value = d.secondary_value + excluded.secondary_value,
        rejected_count = d.rejected_count + excluded.rejected_count
+
+-- sweep_daily --
+-- Rows that became nothing; only what was subtracted from can have.
+delete from usage.daily r
+ using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily') touched
+ where r.day = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
 -- fold_monthly --
 insert into usage.monthly as m
@@ -76,6 +111,64 @@ select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
        secondary_value = m.secondary_value + excluded.secondary_value,
        rejected_count = m.rejected_count + excluded.rejected_count
 
+-- sweep_monthly --
+delete from usage.monthly r
+ using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly') touched
+ where r.month = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
+-- append_daily_collection --
+insert into usage.daily_collection
+       (day, collection_id, resource_type,
+        event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.collection_id, x.resource_type,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'daily_collection'
+   and x.bucket = any(%(days)s::date[])
+ order by x.bucket, x.collection_id, x.resource_type
+
+-- fold_daily_collection --
+insert into usage.daily_collection as d
+       (day, collection_id, resource_type,
+        event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.collection_id, x.resource_type,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'daily_collection'
+   and x.bucket <> all(%(days)s::date[])
+    on conflict on constraint daily_collection_key do update
+   set event_count = d.event_count + excluded.event_count,
+       total_value = d.total_value + excluded.total_value,
+       secondary_value = d.secondary_value + excluded.secondary_value,
+       rejected_count = d.rejected_count + excluded.rejected_count
+
+-- sweep_daily_collection --
+delete from usage.daily_collection r
+ using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily_collection') touched
+ where r.day = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
+-- fold_monthly_collection --
+insert into usage.monthly_collection as m
+       (month, collection_id, resource_type,
+        event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.collection_id, x.resource_type,
+       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'monthly_collection'
+    on conflict on constraint monthly_collection_key do update
+   set event_count = m.event_count + excluded.event_count,
+       total_value = m.total_value + excluded.total_value,
+       secondary_value = m.secondary_value + excluded.secondary_value,
+       rejected_count = m.rejected_count + excluded.rejected_count
+
+-- sweep_monthly_collection --
+delete from usage.monthly_collection r
+ using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly_collection') touched
+ where r.month = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
 -- fold_daily_total --
 insert into usage.daily_total as t
        (day, resource_type,
@@ -90,24 +183,20 @@ select x.bucket, x.resource_type,
        secondary_value = t.secondary_value + excluded.secondary_value,
        rejected_count = t.rejected_count + excluded.rejected_count
 
--- sweep_daily --
--- Rows that became nothing; only what was subtracted from can have.
-delete from usage.daily r
- using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily') touched
- where r.day = touched.bucket
-   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
-
--- sweep_monthly --
-delete from usage.monthly r
- using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly') touched
- where r.month = touched.bucket
-   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
-
 -- sweep_daily_total --
 delete from usage.daily_total r
  using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily_total') touched
  where r.day = touched.bucket
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
+-- new_days --
+-- Days of the delta that have no rows in daily, and in daily_collection, yet.
+select coalesce(array_agg(x.bucket::text) filter (
+           where x.rollup = 'daily' and not exists (select from usage.daily d where d.day = x.bucket)), '{}'),
+       coalesce(array_agg(x.bucket::text) filter (
+           where x.rollup = 'daily_collection'
+             and not exists (select from usage.daily_collection d where d.day = x.bucket)), '{}')
+  from (select distinct y.rollup, y.bucket from pg_temp.delta y where y.rollup in ('daily', 'daily_collection')) x
 
 -- restate --
 -- Changes with a reason, to days that were over when the frontier was last set (a repair: all of them).

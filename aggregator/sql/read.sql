@@ -25,8 +25,9 @@ select s.source, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::
        (select r.status || coalesce(': ' || r.error, '') || coalesce(', left raw because of ' || r.waited_for, '')
           from usage.refresh_run r order by r.id desc limit 1),
        (select count(*) from usage.daily), (select sum(d.rejected_count)::bigint from usage.daily_total d),
-       pg_size_pretty(pg_total_relation_size('usage.daily') + pg_total_relation_size('usage.monthly')
-                      + pg_total_relation_size('usage.daily_total')),
+       pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
+                         from unnest(array['usage.daily', 'usage.daily_collection', 'usage.daily_total',
+                                           'usage.monthly', 'usage.monthly_collection']) r)),
        extract(epoch from s.frontier - clock_timestamp()) > 60 and isfinite(s.frontier),
        has_sequence_privilege('public', 'usage.frontier_seq', 'SELECT')
        and has_sequence_privilege('public', 'usage.seal_seq', 'SELECT')

@@ -4,8 +4,11 @@
 -- The first day from a given one on, below the frontier, that has rollup rows or events; null: none.
 select least(
            (select min(d.day) from usage.daily d where d.day >= %(day)s::date),
+           (select min(c.day) from usage.daily_collection c where c.day >= %(day)s::date),
            (select min(t.day) from usage.daily_total t where t.day >= %(day)s::date),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly m
+             where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
+           (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
            (select usage.local_day(e.created_at, s.time_zone) from usage.event() e
              where e.created_at >= usage.day_start(%(day)s::date, s.time_zone) and e.created_at < s.frontier
@@ -47,10 +50,30 @@ with expected as materialized (
              where d.day >= %(from)s::date and d.day < %(to)s::date) x
      group by 1, 2, 3, 4, 5
     having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+), days_of_month as (
+    select usage.month_of(d.day) as month, d.collection_id, d.resource_type, d.job_type, d.model_level,
+           d.event_count, d.total_value, d.secondary_value, d.rejected_count
+      from daily_difference d
+    union all
+    select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.model_level,
+           d.event_count, d.total_value, d.secondary_value, d.rejected_count
+      from usage.daily d
+     where d.day >= usage.month_of(%(from)s::date) and d.day < usage.next_month(usage.month_of(%(from)s::date))
 )
 select 'daily', d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
        d.event_count::bigint, d.total_value, d.secondary_value, d.rejected_count::bigint, 'repaired'
   from daily_difference d
+union all
+select 'daily_collection', x.day, x.collection_id, x.resource_type, null, null,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+  from (select e.day, e.collection_id, e.resource_type, e.event_count, e.total_value, e.secondary_value, e.rejected_count
+          from expected e
+        union all
+        select c.day, c.collection_id, c.resource_type, -c.event_count, -c.total_value, -c.secondary_value, -c.rejected_count
+          from usage.daily_collection c
+         where c.day >= %(from)s::date and c.day < %(to)s::date) x
+ group by x.day, x.collection_id, x.resource_type
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
 select 'daily_total', x.day, null, x.resource_type, null, null,
        sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
@@ -65,20 +88,24 @@ having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_val
 union all
 select 'monthly', x.month, x.collection_id, x.resource_type, x.job_type, x.model_level,
        sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
-  from (select usage.month_of(d.day) as month, d.collection_id, d.resource_type, d.job_type, d.model_level,
-               d.event_count, d.total_value, d.secondary_value, d.rejected_count
-          from daily_difference d
+  from (select d.month, d.collection_id, d.resource_type, d.job_type, d.model_level, d.event_count, d.total_value, d.secondary_value, d.rejected_count
+          from days_of_month d
         union all
-        select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.model_level,
-               d.event_count, d.total_value, d.secondary_value, d.rejected_count
-          from usage.daily d
-         where d.day >= usage.month_of(%(from)s::date) and d.day < usage.next_month(usage.month_of(%(from)s::date))
-        union all
-        select m.month, m.collection_id, m.resource_type, m.job_type, m.model_level,
-               -m.event_count, -m.total_value, -m.secondary_value, -m.rejected_count
+        select m.month, m.collection_id, m.resource_type, m.job_type, m.model_level, -m.event_count, -m.total_value, -m.secondary_value, -m.rejected_count
           from usage.monthly m
          where m.month = usage.month_of(%(from)s::date)) x
  group by x.month, x.collection_id, x.resource_type, x.job_type, x.model_level
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+union all
+select 'monthly_collection', x.month, x.collection_id, x.resource_type, null, null,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+  from (select d.month, d.collection_id, d.resource_type, d.event_count, d.total_value, d.secondary_value, d.rejected_count
+          from days_of_month d
+        union all
+        select m.month, m.collection_id, m.resource_type, -m.event_count, -m.total_value, -m.secondary_value, -m.rejected_count
+          from usage.monthly_collection m
+         where m.month = usage.month_of(%(from)s::date)) x
+ group by x.month, x.collection_id, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 
 -- bounds --

@@ -14,7 +14,7 @@ begin
     end loop;
 end $$;
 drop type usage.window_parts;
-drop table usage.restatement, usage.verification, usage.refresh_run, usage.metric, usage.daily_total, usage.monthly,
-    usage.daily, usage.truncate_marker, usage.late_change, usage.state;
+drop table usage.restatement, usage.verification, usage.refresh_run, usage.metric, usage.daily_total, usage.monthly_collection,
+    usage.daily_collection, usage.monthly, usage.daily, usage.truncate_marker, usage.late_change, usage.state;
 drop sequence usage.seal_seq, usage.frontier_seq;
 comment on schema usage is null;

@@ -568,17 +568,28 @@ begin
                count(*) as rollup_rows
           from (select 1 as sign, m.collection_id, m.resource_type, m.job_type, m.model_level,
                        m.event_count, m.total_value, m.secondary_value
-                  from usage.monthly m where m.month >= $16 and m.month < $17
+                  from usage.monthly m where $2 and m.month >= $16 and m.month < $17
                 union all
                 select $18, d.collection_id, d.resource_type, d.job_type, d.model_level,
                        d.event_count, d.total_value, d.secondary_value
-                  from usage.daily d where d.day >= $19 and d.day < $20
+                  from usage.daily d where $2 and d.day >= $19 and d.day < $20
                 union all
                 select $21, d.collection_id, d.resource_type, d.job_type, d.model_level,
                        d.event_count, d.total_value, d.secondary_value
-                  from usage.daily d where d.day >= $22 and d.day < $23) y
-         where ($1 or $2)
-           and ($15 is null or y.collection_id = $15)
+                  from usage.daily d where $2 and d.day >= $22 and d.day < $23
+                union all
+                select 1, m.collection_id, m.resource_type, null, null,
+                       m.event_count, m.total_value, m.secondary_value
+                  from usage.monthly_collection m where $1 and not $2 and m.month >= $16 and m.month < $17
+                union all
+                select $18, d.collection_id, d.resource_type, null, null,
+                       d.event_count, d.total_value, d.secondary_value
+                  from usage.daily_collection d where $1 and not $2 and d.day >= $19 and d.day < $20
+                union all
+                select $21, d.collection_id, d.resource_type, null, null,
+                       d.event_count, d.total_value, d.secondary_value
+                  from usage.daily_collection d where $1 and not $2 and d.day >= $22 and d.day < $23) y
+         where ($15 is null or y.collection_id = $15)
            and ($1 or y.resource_type = 'ai')
          group by 1, 2, 3, 4
     ), series as (
@@ -589,7 +600,7 @@ begin
                  where $3 and $15 is null and t.day >= $24 and t.day < $25
                 union all
                 select d.day, d.resource_type, d.event_count, d.total_value, d.secondary_value, 1
-                  from usage.daily d
+                  from usage.daily_collection d
                  where $3 and d.collection_id = $15 and d.day >= $24 and d.day < $25
                 union all
                 select r.day, r.resource_type, r.event_count, r.total_value, r.secondary_value, 0
