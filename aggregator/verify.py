@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from typing import Literal
 
@@ -21,6 +22,14 @@ SQL = sql_files.load("verify")
 
 SHOWN_DIFFERENCES = 1000
 """Differences that a verification names at most; all are counted."""
+
+
+def parse_day(text: str, option: str) -> str:
+    """Return the ISO day that a text names; raise UsageError if it is none."""
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as exc:
+        raise UsageError(f"{option}: {text!r} is no day; write it like 2026-03-01") from exc
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def compare(
         }.items():
             expected, found = oracle(section), ours(query)
             if expected != found:
-                state = connection.execute("select * from usage.state").fetchone()
+                state = connection.execute("select s::text from usage.state s").fetchone()
                 raise Mismatch(
                     f"{section} of {parameters}: {len(expected)} rows expected, {len(found)} found;"
                     f" missing {_some(expected, found)}; extra {_some(found, expected)}; state {state}"

@@ -4,7 +4,8 @@
 -- Contents: what an event adds --------------------------------------------------------------------------------
 
 -- Two halves, so that a query can work out the first once and test it three times (a tenth of a fold's time).
--- Strings of more than 15000 characters are refused before the cast, which fails past 131072 digits.
+-- Strings of more than 15000 characters, less white space and leading zeros, are refused before the cast, which fails
+-- past 131072 digits: they are out of bounds in any case.
 create function usage.parsed_number(v jsonb) returns numeric
 language sql immutable parallel safe
 return case
@@ -13,7 +14,12 @@ return case
     when pg_catalog.jsonb_typeof(v) = 'string' then
         case when pg_catalog.octet_length(v #>> '{}') <= 15000
               and (v #>> '{}') collate "C" ~ '^[ \t\n\r\f\v]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?[ \t\n\r\f\v]*$'
-             then pg_catalog.btrim(v #>> '{}', e' \t\n\r\f\v')::numeric end
+             then pg_catalog.btrim(v #>> '{}', e' \t\n\r\f\v')::numeric
+             when pg_catalog.octet_length(v #>> '{}') > 15000
+              and pg_catalog.octet_length(pg_catalog.ltrim(pg_catalog.btrim(v #>> '{}', e' \t\n\r\f\v'), '+-0')) <= 15000
+              and (v #>> '{}') collate "C" ~ '^[ \t\n\r\f\v]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?[ \t\n\r\f\v]*$'
+             then (case when pg_catalog.ltrim(v #>> '{}', e' \t\n\r\f\v') collate "C" like '-%' then '-0' else '0' end
+                   || pg_catalog.ltrim(pg_catalog.btrim(v #>> '{}', e' \t\n\r\f\v'), '+-0'))::numeric end
 end;
 comment on function usage.parsed_number(jsonb) is
 'The number in a member of detail, a JSON number or a numeric string, of any size; else null. Never fails.';
