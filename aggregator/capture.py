@@ -134,10 +134,11 @@ def _attach_once(
             "fresh": fresh,
         },
     )
+    connection.execute(SQL["set_seal"], {"fresh": fresh})
     connection.execute(SQL["set_fingerprint"])
     if not fresh and doubt is not None:
         # Capture had a gap. It is closed: the lock has waited for every writer that might have gone through it.
-        connection.execute(SQL["distrust"], {"reason": "capture was restored after a gap: run aggregator verify --repair"})
+        connection.execute(SQL["distrust"], {})
         warnings.append(f"capture had a gap ({doubt}): run aggregator verify --repair")
     connection.execute(SQL["restore_grants"])
     return True

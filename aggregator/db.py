@@ -109,4 +109,9 @@ def _without_password(text: str, conninfo: str) -> str:
     except psycopg.ProgrammingError:
         password = None
     text = re.sub(r"(password=)\S+", r"\1…", text)
-    return text.replace(str(password), "…") if password else text
+    # A password with an @ that is not percent-encoded: libpq takes what follows it for the host, and names it.
+    user = conninfo.partition("://")[2].partition("?")[0].rpartition("@")[0]
+    for secret in (password, *re.split("[@/:]", user.partition(":")[2])):
+        if secret:
+            text = text.replace(str(secret), "…")
+    return text

@@ -142,7 +142,7 @@ def usage_overview(
     ``until``, or a collection_id that is no UUID, and psycopg.Error (not attached: ObjectNotInPrerequisiteState).
     """
     for name, instant in (("since", since), ("until", until)):
-        if instant is not None and instant.tzinfo is None:
+        if instant is not None and instant.utcoffset() is None:
             raise UsageError(f"{name} must have a time zone: {instant.isoformat()} has none")
     if since is not None and until is not None and since >= until:
         raise UsageError(f"since must be before until: {since.isoformat()} is not before {until.isoformat()}")

@@ -87,8 +87,8 @@ def parse_instant(text: str, option: str) -> datetime:
     """Return the aware instant that an ISO 8601 text names; raise UsageError if it is none, or naive."""
     try:
         instant = datetime.fromisoformat(text)
-    except ValueError as exc:
+        if instant.tzinfo is not None:
+            return instant.astimezone(timezone.utc)
+    except (ValueError, OverflowError) as exc:
         raise UsageError(f"{option}: {text!r} is no instant; write it like 2026-03-01T00:00+01:00") from exc
-    if instant.tzinfo is None:
-        raise UsageError(f"{option}: {text!r} has no time zone; write it like 2026-03-01T00:00+01:00 or …Z")
-    return instant.astimezone(timezone.utc)
+    raise UsageError(f"{option}: {text!r} has no time zone; write it like 2026-03-01T00:00+01:00 or …Z")

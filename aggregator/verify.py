@@ -100,8 +100,7 @@ def verify(
         raise UsageError(f"--since: days before {state.sealed_day} are sealed: their raw events may be gone, so they cannot be verified")
 
     everything = since is None and until is None
-    if repair and everything and doubtful:
-        _prepare_trust(connection, settings)
+    reason = _prepare_trust(connection, settings) if repair and everything and doubtful else None
     months = differences = 0
     shown: list[Difference] = []
     day = since or state.sealed_day
@@ -115,28 +114,35 @@ def verify(
         shown += some[: SHOWN_DIFFERENCES - len(shown)]
         day = chunk[1]
         progress(VerifyProgress(*chunk, differences))
-    if repair and everything:
+    if reason is not None:
         with transaction(connection):
-            connection.execute(SQL["believe"])
+            connection.execute(SQL["believe"], {"reason": reason})
     with transaction(connection, read_only=True):
         doubt_row = connection.execute("select usage.doubt()").fetchone()
         assert doubt_row is not None
     return VerifyResult(months, differences, tuple(shown), repair, doubt_row[0] is None, doubt_row[0])
 
 
-def _prepare_trust(connection: Connection, settings: Settings) -> None:
-    """Make sure that nothing goes uncaptured from here on, so that what is verified stays right."""
+def _prepare_trust(connection: Connection, settings: Settings) -> str:
+    """Make sure that nothing goes uncaptured from here on, so that what is verified stays right.
+
+    Return the reason for which trust is off: if another one is there afterwards, it is not to be turned on.
+    """
     with transaction(connection):
         row = connection.execute(SQL["uncaptured"]).fetchone()
         assert row is not None
         if row[0] is not None:
             raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
-        connection.execute(SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"})
+        known = connection.execute(
+            SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"}
+        ).fetchone()
+        assert known is not None
     _, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
     if writers:
         raise AggregatorError(
             f"writers that may have gone uncaptured are still open: {'; '.join(writers)}; run verify --repair again when they have ended"
         )
+    return str(known[0])
 
 
 def _next_chunk(connection: Connection, day: str, until: str) -> tuple[str, str] | None:

@@ -205,11 +205,25 @@ update usage.state
        capture_mode = %(mode)s, zone_valid_from = %(valid_from)s::timestamptz, attached_at = clock_timestamp(),
        frontier = case when %(fresh)s then sealed_until else frontier end
 
+-- set_seal --
+-- The seal that writers see: a dump may have set it back, and a discarded seal must not swallow deletes. Lowered only
+-- while nothing was attached: a sequence knows no rollback, and then no trigger reads it.
+select case when s.sealed_until = '-infinity' and %(fresh)s
+                then setval('usage.seal_seq', (select q.seqmin from pg_sequence q where q.seqrelid = 'usage.seal_seq'::regclass), false)
+            when s.sealed_until <> '-infinity'
+                then setval('usage.seal_seq', greatest((extract(epoch from s.sealed_until) * 1000000)::bigint,
+                                                       case when not %(fresh)s then pg_sequence_last_value('usage.seal_seq') end))
+       end
+  from usage.state s
+
 -- set_fingerprint --
 update usage.state set fingerprint = usage.fingerprint()
 
 -- distrust --
-update usage.state set trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s)
+-- Also over an earlier reason: a repair that is under way must see that this happened after it began.
+update usage.state
+   set trusted = false,
+       distrust_reason = format('capture was restored after a gap, at %%s: run aggregator verify --repair', clock_timestamp())
 
 -- set_detached --
 update usage.state

@@ -136,10 +136,13 @@ select usage.uncaptured()
 update usage.state
    set fingerprint = usage.fingerprint(), source_oid = to_regclass(source)::oid,
        trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s)
+returning distrust_reason
 
 -- believe --
--- Trust again, unless something happened meanwhile, or events lie in years that the zone has no day intervals for.
+-- Trust again, unless something happened meanwhile (it left another reason, or another fingerprint), or events lie in
+-- years that the zone has no day intervals for.
 update usage.state
    set trusted = true, distrust_reason = null
- where usage.fingerprint_doubt() is null
+ where distrust_reason = %(reason)s
+   and usage.fingerprint_doubt() is null
    and not exists (select from usage.event() e where e.created_at < zone_valid_from)

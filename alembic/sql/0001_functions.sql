@@ -206,7 +206,7 @@ comment on function usage.frontier_for_writers() is 'The frontier as writers see
 create function usage.seal_for_writers() returns timestamptz
 language sql volatile
 return pg_catalog.to_timestamp(pg_catalog.pg_sequence_last_value('usage.seal_seq'::regclass) / 1e6::float8);
-comment on function usage.seal_for_writers() is 'The seal as writers see it now, outside any snapshot.';
+comment on function usage.seal_for_writers() is 'The seal as writers see it now, outside any snapshot; null while nothing is sealed.';
 
 -- A changed definition of a metric: what is in the rollups was added up by the old one. Whoever changes metrics holds
 -- no lock on the source, so this may wait for a fold without making a host transaction the victim.
@@ -216,7 +216,8 @@ as $$
 begin
     update usage.state
        set trusted = false,
-           distrust_reason = 'a metric was changed: run aggregator verify --repair'
+           -- the moment: a repair that is under way must see that this happened after it began
+           distrust_reason = format('a metric was changed at %s: run aggregator verify --repair', clock_timestamp())
      where source is not null;
     return null;
 end $$;
@@ -227,7 +228,8 @@ create trigger metric_changed after insert or update or delete or truncate on us
 -- Fingerprint and doubt ----------------------------------------------------------------------------------------
 
 -- The xmin of a trigger's catalog row changes when it is disabled and enabled again, even back to ALWAYS. A leaf
--- without our truncate trigger (a partition made after attach) is watched by its file number instead.
+-- without our truncate trigger (a partition made after attach), or where it does not fire, is watched by its file
+-- number instead.
 create function usage.fingerprint() returns jsonb
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -243,7 +245,8 @@ as $$
                and not exists (select from pg_partition_tree(to_regclass(s.source)))) tree
       left join lateral (
            select string_agg(t.tgname || ' ' || t.tgenabled::text || ' ' || t.xmin::text, ', ' order by t.tgname) as states,
-                  bool_or(t.tgname = 'usage_truncate') as truncate
+                  bool_or(t.tgname = 'usage_truncate'
+                          and t.tgenabled = case (select s.capture_mode from usage.state s) when 'origin' then 'O' else 'A' end) as truncate
              from pg_trigger t
             where t.tgrelid = tree.relid
               and t.tgname in ('usage_insert', 'usage_update', 'usage_delete', 'usage_truncate')) trigger on true
@@ -388,7 +391,7 @@ comment on type usage.window_parts is 'How a window [since, until) is put togeth
 -- raw events outside the window; a month likewise, less its days outside. Sums are exact, so this costs no digit, and
 -- at most half a day is read raw, and at most half a month by days.
 create function usage.window_parts(since timestamptz, until timestamptz) returns usage.window_parts
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
 declare
     s           usage.state;
@@ -751,7 +754,7 @@ comment on function usage.overview_rows(timestamptz, timestamptz, uuid) is
 
 create function usage.overview(since timestamptz, until timestamptz default null, collection uuid default null)
 returns json
-language sql stable security definer set search_path = pg_catalog, pg_temp
+language sql stable security definer set search_path = pg_catalog, pg_temp set extra_float_digits = 1
 as $$
     select json_build_object(
         'by_collection', coalesce(json_agg(json_build_object(

@@ -51,10 +51,9 @@ comment on sequence usage.frontier_seq is
 create sequence usage.seal_seq as bigint
     minvalue -210800000000000000 start -210800000000000000 cache 1;
 comment on sequence usage.seal_seq is
-'The seal that writers compare with, in microseconds since the epoch: deletes below it are a purge and log nothing.';
+'The seal that writers compare with, in microseconds since the epoch: deletes below it are a purge and log nothing. Never set: nothing is sealed.';
 do $$ begin
     perform pg_catalog.setval('usage.frontier_seq', -210800000000000000);
-    perform pg_catalog.setval('usage.seal_seq', -210800000000000000);
 end $$;
 
 create table usage.late_change (

@@ -67,8 +67,9 @@ select e.created_at, e.collection_id, e.resource_type, e.detail,
                 then m.secondary_key end], null) as rejected_keys
   from usage.event() e
   join usage.metric m on m.resource_type = e.resource_type collate "C"
- where usage.is_rejected(e.detail -> m.value_key, usage.in_bounds(usage.parsed_number(e.detail -> m.value_key)))
-    or usage.is_rejected(e.detail -> m.secondary_key, usage.in_bounds(usage.parsed_number(e.detail -> m.secondary_key)));
+ where e.created_at is not null
+   and (usage.is_rejected(e.detail -> m.value_key, usage.in_bounds(usage.parsed_number(e.detail -> m.value_key)))
+        or usage.is_rejected(e.detail -> m.secondary_key, usage.in_bounds(usage.parsed_number(e.detail -> m.secondary_key))));
 comment on view usage.rejected_event is
 'Events whose value is no number within bounds: counted, adding 0. Reads the source: give a range of created_at. Raw rows: not for readers.';
 comment on column usage.rejected_event.rejected_keys is 'The keys of detail that were rejected.';

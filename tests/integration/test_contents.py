@@ -1,5 +1,7 @@
 """What a source row may contain: anything, and nothing of it makes a refresh or a read fail, or be wrong."""
 
+# ruff: noqa: RUF001 -- letters of other scripts are the point
+
 from __future__ import annotations
 
 import json
@@ -12,6 +14,8 @@ from aggregator import read, usage_overview
 from tests.harness import COLLECTIONS, ORACLE, Database, snapshot
 
 NINES = "9" * 40
+
+# fmt: off
 
 ACCEPTED = [
     *("0", "-0", "1", "-1", "1.5", "0.1", "0.30", "1e3", "1E-3", "12345678901234567", "1e18", "-1e18"),
@@ -39,8 +43,9 @@ REJECTED = [
     f"0.{NINES}9",
     f"1.{'0' * 41}",
     *("1e-41", '"1e-41"', '"1e-999"', '"1e999"', '"1e-1000"', '"1e0000"', '"1e"', '"e5"', '"."', '"+"', '"-"', '"- 1"'),
-    *('"0x1F"', '"0b1"', '"0o7"', '"1_000"', '"1,000"', '"1 000"', '"1.2.3"', '"--1"', '"+-1"', '"1f"', '"١٢"', '"１２"'),
-    *('"Ⅻ"', '"½"', r'"\u00a07"', r'"7\u2003"', r'"\ufeff7"', r'"7\u0001"', r'"1\n2"', r'"7\nabc"', r'"abc\n7"'),
+    *('"0x1F"', '"0b1"', '"0o7"', '"1_000"', '"1,000"', '"1 000"', '"1.2.3"', '"--1"', '"+-1"', '"1f"'),
+    *('"١٢"', '"１２"', '"Ⅻ"', '"½"'),
+    *(r'"\u00a07"', r'"7\u2003"', r'"\ufeff7"', r'"7\u0001"', r'"1\n2"', r'"7\nabc"', r'"abc\n7"'),
     "9" * 10_000,
     '"' + "9" * 10_000 + '"',
     "0." + "1" * 10_000,
@@ -57,23 +62,32 @@ DETAILS: list[str | None] = [
 ]
 
 TEXTS = [
-    *("", " ", "a", "a ", " a", "A", "null", "\\N", "\x01", "\x7f", "\ufeff", "\uffff", "\u202eabc", "%s", "{}", "'", '"', "\\"),
-    *("é", "e\u0301", "ß", "ss", "i", "İ", "ı", "…", "z", "å", "🦆", "👩\u200d👩\u200d👧", "-1", "line\nbreak", "x" * 127),
+    *("", " ", "a", "a ", " a", "A", "null", "\\N", "\x01", "\x7f", "\ufeff", "\uffff", "\u202eabc", "%s", "{}", "'"),
+    *('"', "\\", "é", "e\u0301", "ß", "ss", "i", "İ", "ı", "…", "z", "å", "🦆", "👩\u200d👩\u200d👧"),
+    *("-1", "line\nbreak", "x" * 127),
     *(script * n for script in ("x", "é", "漢", "🦆", "e\u0301"[1]) for n in (96, 97, 127, 128, 129, 5000)),
     *("漢" * 96 + tail for tail in ("a" * 32, "a" * 33, "b" * 33, "a" * 32 + "b", "🦆" * 33)),
     "漢" * 96 + "…" + "0" * 32,
 ]
 
 INSTANTS = [
-    *("-infinity", "infinity", "4713-01-01 00:00:00+00 BC", "4713-11-24 00:00:00+00 BC", "4000-06-01 12:00:00+00 BC"),
-    *("0001-01-01 00:00:00+00 BC", "0001-12-31 23:59:59.999999+00 BC", "0001-01-01 00:00:00+00", "0001-01-02 12:00:00+00"),
-    *("0001-01-03 00:00:00+00", "0001-01-31 23:59:59+00", "0099-02-28 00:00:00+00", "1582-10-10 00:00:00+00", "1900-02-28 23:00+00"),
-    *("1969-12-31 23:59:59.999999+00", "1970-01-01 00:00:00+00", "2000-02-29 12:00:00+00", "2106-02-07 06:28:15.000001+00"),
-    *("9999-12-29 00:00:00+00", "9999-12-31 00:00:00+00", "9999-12-31 23:59:59.999999+00", "10000-01-01 00:00:00+00"),
-    *("10000-01-02 12:00:00+00", "20000-01-01 00:00:00+00", "294276-12-31 23:59:59.999999+00"),
+    *("-infinity", "infinity", "4713-01-01 00:00:00+00 BC", "4713-11-24 00:00:00+00 BC"),
+    *("4000-06-01 12:00:00+00 BC", "0001-01-01 00:00:00+00 BC", "0001-12-31 23:59:59.999999+00 BC"),
+    "0001-01-01 00:00:00+00",
+    *("0001-01-02 12:00:00+00", "0001-01-03 00:00:00+00", "0001-01-31 23:59:59+00", "0099-02-28 00:00:00+00"),
+    "1582-10-10 00:00:00+00",
+    *("1900-02-28 23:00+00", "1969-12-31 23:59:59.999999+00", "1970-01-01 00:00:00+00", "2000-02-29 12:00:00+00"),
+    *("2106-02-07 06:28:15.000001+00", "9999-12-29 00:00:00+00", "9999-12-31 00:00:00+00"),
+    "9999-12-31 23:59:59.999999+00",
+    *("10000-01-01 00:00:00+00", "10000-01-02 12:00:00+00", "20000-01-01 00:00:00+00"),
+    "294276-12-31 23:59:59.999999+00",
 ]
 
-WIDE: list[tuple[str, str | None, str | None]] = [
+# fmt: on
+
+Windows = list[tuple[str, str | None, str | None]]
+
+WIDE: Windows = [
     ("-infinity", None, None),
     ("-infinity", None, COLLECTIONS[0]),
     ("2024-05-01 00:00:00+00", "2024-05-03 00:00:00+00", None),
@@ -93,7 +107,8 @@ def insert_values(db: Database, values: list[str], minutes: int = 15) -> None:
     for number, value in enumerate(values):
         db.execute(
             "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
-            f" select %s, t, d::jsonb, {PAST} + %s * interval '1 minute' from (values ('ai', %s), ('cas', %s)) v (t, d)",
+            f" select %s, t, d::jsonb, {PAST} + %s * interval '1 minute'"
+            " from (values ('ai', %s), ('cas', %s)) v (t, d)",
             (COLLECTIONS[number % 3], number * minutes, detail_of(value), detail_of(value, "size_bytes", "other")),
         )
 
@@ -114,14 +129,15 @@ def check_rejected(db: Database, *, folded: bool) -> None:
             assert db.scalar(f"select coalesce(sum(rejected_count), 0) from usage.{rollup}") == expected, rollup
 
 
-def check_json(db: Database, windows: list[tuple[str, str | None, str | None]] | None = None) -> None:
+def check_json(db: Database, windows: Windows | None = None) -> None:
     """Compare the Python overview with the SQL one, and write it as JSON."""
     for since, until, collection in windows or WIDE:
         with snapshot(db.connection):
             found = overview_of(db, since, until, collection).as_contract()
             expected = json.loads(
                 db.scalar(
-                    "select usage.overview(%s::timestamptz, %s::timestamptz, %s::uuid)::text", (since, until, collection)
+                    "select usage.overview(%s::timestamptz, %s::timestamptz, %s::uuid)::text",
+                    (since, until, collection),
                 )
             )
         assert found == expected
@@ -145,12 +161,14 @@ def check(db: Database, windows: Any = None, *, folded: bool = False) -> None:
 
 
 def go_through(db: Database, windows: Any = None) -> None:
-    """Check the rows that are there before and after a refresh; as late updates, deletes and inserts; and after verify."""
+    """Check the rows before and after a refresh; as late updates, deletes and inserts; and after verify."""
     check(db, windows)
     db.refresh()
     check(db, windows, folded=True)
     db.execute("create table public.kept as select * from public.resource_usage_log")
-    db.execute("update public.resource_usage_log set detail = '{\"tokens_in\": 1}', collection_id = null where id % 3 = 0")
+    db.execute(
+        "update public.resource_usage_log set detail = '{\"tokens_in\": 1}', collection_id = null where id % 3 = 0"
+    )
     check(db, windows)
     db.execute("delete from public.resource_usage_log where id % 3 = 1")
     check(db, windows)
@@ -199,7 +217,10 @@ def test_one_rejected_of_two(db: Database) -> None:
     for folded in (False, True):
         check(db, folded=folded)
         assert db.execute("select total_value, secondary_value, rejected_count from usage.daily_live") == [(4, 5, 2)]
-        assert db.execute("select rejected_keys from usage.rejected_event order by 1") == [(["tokens_in"],), (["tokens_out"],)]
+        assert db.execute("select rejected_keys from usage.rejected_event order by 1") == [
+            (["tokens_in"],),
+            (["tokens_out"],),
+        ]
         db.refresh()
 
 
@@ -252,7 +273,8 @@ def test_key_text_is_distinct(db: Database) -> None:
 
 def test_keys_that_are_no_text(db: Database) -> None:
     """A job type or model level that is a number, a boolean, an object or JSON null is its text, as ->> gives it."""
-    for value in ("1.0", "1.00", "1e2", "true", "null", '"null"', '{"b": 1, "a": [2]}', "[]", '{"a": "' + "x" * 5000 + '"}'):
+    long = '{"a": "' + "x" * 5000 + '"}'
+    for value in ("1.0", "1.00", "1e2", "true", "null", '"null"', '{"b": 1, "a": [2]}', "[]", long):
         db.insert("2024-05-01 01:00:00+00", "ai", 0, f'{{"tokens_in": 1, "job_type": {value}, "model_level": {value}}}')
     go_through(db)
 
@@ -261,7 +283,7 @@ def test_equal_jsonb_with_another_text(db: Database) -> None:
     """An update below the frontier from 1.0 to 1.00, equal as jsonb, changes the key and is not lost."""
     db.insert("2024-05-01 01:00:00+00", detail='{"job_type": 1.0, "tokens_in": 1}')
     db.refresh()
-    db.execute("update public.resource_usage_log set detail = '{\"job_type\": 1.00, \"tokens_in\": 1}'")
+    db.execute('update public.resource_usage_log set detail = \'{"job_type": 1.00, "tokens_in": 1}\'')
     check(db)
     assert [row[0] for row in db.execute("select job_type from usage.ai_drilldown('2024-05-01')")] == ["1.00"]
     db.refresh()
@@ -280,12 +302,15 @@ def test_null_keys_and_duplicates(db: Database) -> None:
 
 
 def test_instants(db: Database) -> None:
-    """Instants before year 1, after 9999 and infinite count in the end buckets; a window may begin or end inside one."""
+    """Instants before year 1, after 9999 and infinite count in end buckets; a window may begin or end inside one."""
     for number, instant in enumerate(INSTANTS):
         db.insert(instant, ("ai", "cas")[number % 2], number % 2, '{"tokens_in": 1, "size_bytes": "1.5"}')
-    windows: list[tuple[str, str | None, str | None]] = [("-infinity", until, None) for until in (None, *INSTANTS)]
+    windows: Windows = [("-infinity", until, None) for until in (None, *INSTANTS)]
     windows += [(since, None, None) for since in INSTANTS]
-    windows += [("3000-01-01 00:00:00+00 BC", "0001-01-02 00:00:00+00", None), ("9999-12-31 12:00:00+00", "infinity", None)]
+    windows += [
+        ("3000-01-01 00:00:00+00 BC", "0001-01-02 00:00:00+00", None),
+        ("9999-12-31 12:00:00+00", "infinity", None),
+    ]
     windows += [("4712-01-01 00:00:00+00 BC", "3000-01-01 00:00:00+00 BC", None)]
     db.compare(windows)
     check_json(db, windows)
@@ -326,7 +351,7 @@ def test_instants_at_the_ends_of_other_zones(new_database: Any, zone: str) -> No
         " from unnest(array[timestamptz '0001-01-01 00:00:00+00', '9999-12-31 00:00:00+00']) edge,"
         " generate_series(-60, 60, 3) hour"
     )
-    windows = [("-infinity", None, None), ("0001-01-01 00:00:00+00", "9999-12-31 12:00:00+00", None)]
+    windows: Windows = [("-infinity", None, None), ("0001-01-01 00:00:00+00", "9999-12-31 12:00:00+00", None)]
     windows += [("0001-12-31 12:00:00+00 BC", None, None), ("-infinity", "0001-01-01 12:00:00+00", None)]
     db.compare(windows)
     check_json(db, windows)
@@ -346,7 +371,7 @@ def test_future(db: Database) -> None:
     db.refresh()
     db.compare()
     assert db.scalar("select sum(event_count) from usage.by_collection(now() - interval '30 days')") == 41
-    db.execute("update public.resource_usage_log set detail = '{\"characters\": \"x\"}' where id % 2 = 0")
+    db.execute('update public.resource_usage_log set detail = \'{"characters": "x"}\' where id % 2 = 0')
     db.execute("update public.resource_usage_log set created_at = created_at - interval '60 hours' where id % 5 = 0")
     db.execute("update public.resource_usage_log set created_at = created_at + interval '60 hours' where id % 7 = 0")
     db.execute("delete from public.resource_usage_log where id % 11 = 0")
@@ -434,7 +459,9 @@ def test_tokens_are_rounded_half_away_from_zero(db: Database) -> None:
         db.refresh()
 
 
-@pytest.mark.parametrize(("days", "clamped"), [(0, 1), (-5, 1), (-(10**30), 1), (1, 1), (365, 365), (366, 365), (9999, 365), (10**30, 365)])
+@pytest.mark.parametrize(
+    ("days", "clamped"), [(0, 1), (-5, 1), (-(10**30), 1), (1, 1), (365, 365), (366, 365), (9999, 365), (10**30, 365)]
+)
 def test_days_are_clamped(db: Database, days: int, clamped: int) -> None:
     """Days of any size are clamped into 1-365, in SQL and Python alike, to the microsecond."""
     db.execute(

@@ -1,0 +1,95 @@
+"""Databases with a filled source, attached and refreshed; each test gets a copy."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.harness import Database
+from tests.integration.sources import PARTITIONED, PARTITIONED_DDL, Kind, fill
+
+_numbers = itertools.count()
+
+
+def _source_settings(kind: Kind) -> dict[str, Any]:
+    return {} if kind == "plain" else {"source_table": PARTITIONED}
+
+
+def _administer(server: str, statement: str) -> None:
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+@pytest.fixture(scope="session")
+def filled_templates(server: str, template: str) -> dict[Kind, str]:
+    """A database for each kind of source: attached, filled and refreshed. Copies keep oids and files, so also trust."""
+    names: dict[Kind, str] = {}
+    kinds: tuple[Kind, ...] = ("plain", "partitioned")
+    for kind in kinds:
+        names[kind] = f"aggregator_filled_{kind}_{os.getpid()}"
+        _administer(server, f"create database {names[kind]} template {template}")
+        db = Database(server, names[kind], "UTC", _source_settings(kind))
+        if kind == "partitioned":
+            db.execute(PARTITIONED_DDL)
+        db.attach()
+        fill(db)
+        db.refresh()
+        db.close()
+    return names
+
+
+@pytest.fixture
+def filled_database(server: str, filled_templates: dict[Kind, str]) -> Iterator[Callable[[Kind], Database]]:
+    """A function that copies the filled database of a kind of source."""
+    made: list[Database] = []
+
+    def make(kind: Kind) -> Database:
+        name = f"aggregator_filled_{os.getpid()}_{next(_numbers)}"
+        _administer(server, f"create database {name} template {filled_templates[kind]}")
+        database = Database(server, name, "UTC", _source_settings(kind))
+        made.append(database)
+        return database
+
+    yield make
+    for database in made:
+        database.close()
+        _administer(server, f"drop database if exists {database.name} with (force)")
+
+
+@pytest.fixture(params=["plain", "partitioned"])
+def filled(request: pytest.FixtureRequest, filled_database: Callable[[Kind], Database]) -> Database:
+    """A plain, and a partitioned, source: attached, filled and refreshed."""
+    return filled_database(request.param)
+
+
+@pytest.fixture
+def plain(filled_database: Callable[[Kind], Database]) -> Database:
+    """A plain source: attached, filled and refreshed."""
+    return filled_database("plain")
+
+
+@pytest.fixture
+def partitioned(filled_database: Callable[[Kind], Database]) -> Database:
+    """A partitioned source: attached, filled and refreshed."""
+    return filled_database("partitioned")
+
+
+@pytest.fixture
+def make_role(server: str) -> Iterator[Callable[..., str]]:
+    """A function that makes a login role. Ask for it before the database, so that it is dropped after it."""
+    made: list[str] = []
+
+    def make(options: str = "") -> str:
+        name = f"aggregator_role_{os.getpid()}_{next(_numbers)}"
+        _administer(server, f"create role {name} login {options}")
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        _administer(server, f"drop role if exists {name}")

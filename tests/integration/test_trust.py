@@ -1,0 +1,359 @@
+"""What no trigger sees: recognised, answered exactly meanwhile, and repaired."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from aggregator import capture, verify
+from aggregator.db import connect
+from aggregator.errors import AggregatorError
+from aggregator.status import read_status
+from tests.harness import Database
+from tests.integration.sources import doubt, fill, pending, run, settled
+
+UNSEEN = (
+    "delete from {source} where note like 'event 1%'; update {source} set resource_type = 'cas' where note like 'event 2%';"
+    "insert into {source} (resource_type, detail, created_at) values ('tts', '{\"characters\": 8}', now() - interval '50 days')"
+)
+
+
+def _repair(db: Database, *, differences: bool = True) -> None:
+    """Attach, repair everything, and check that trust is back."""
+    db.compare()
+    db.attach()
+    db.compare()
+    result = db.verify(repair=True)
+    assert (result.trusted, result.doubt) == (True, None)
+    assert (result.differences > 0) == differences
+    settled(db)
+
+
+@pytest.mark.parametrize("mode", ["", "always"])
+@pytest.mark.parametrize("disabled", ["usage_insert", "usage_update", "usage_delete", "user"])
+def test_disabled_and_enabled_again(filled: Database, disabled: str, mode: str) -> None:
+    """Triggers disabled, rows changed, triggers enabled: trust is off though all looks as before; repaired on demand."""
+    if disabled == "user":
+        filled.execute(f"alter table {filled.source} disable trigger user")
+    else:
+        filled.execute(f"alter table {filled.source} disable trigger {disabled}")
+    assert "changed (triggers or file)" in str(doubt(filled))
+    run(filled, UNSEEN)
+    filled.compare()
+    filled.refresh()
+    filled.compare()
+    with pytest.raises(AggregatorError, match="is not captured: run aggregator attach first"):
+        filled.verify(repair=True)
+    for trigger in ("usage_insert", "usage_update", "usage_delete", "usage_truncate"):
+        if disabled in {trigger, "user"}:
+            filled.execute(f"alter table {filled.source} enable {mode} trigger {trigger}")
+    assert "changed (triggers or file)" in str(doubt(filled))
+    filled.refresh()
+    assert doubt(filled) is not None
+    _repair(filled)
+
+
+def test_gap_between_two_looks(filled: Database) -> None:
+    """A gap that opened and closed in one transaction is seen all the same."""
+    run(
+        filled,
+        "begin; alter table {source} disable trigger user; " + UNSEEN + ";"
+        + "".join(f"alter table {{source}} enable always trigger usage_{n};" for n in ("insert", "update", "delete", "truncate"))
+        + "commit",
+    )
+    assert "changed (triggers or file)" in str(doubt(filled))
+    settled(filled, trusted=False)
+    _repair(filled)
+
+
+def test_truncate_trigger_disabled(filled: Database) -> None:
+    """A TRUNCATE while its trigger is disabled is recognised, also after a repair that left the trigger disabled."""
+    filled.execute(f"alter table {filled.source} disable trigger usage_truncate")
+    if filled.source == "public.events":
+        for leaf in ("events_old", "events_mid", "events_mid_0", "events_mid_1", "events_new"):
+            filled.execute(f"alter table public.{leaf} disable trigger usage_truncate")
+    assert doubt(filled) is not None
+    try:
+        filled.verify(repair=True)
+    except AggregatorError as exc:
+        assert "attach" in str(exc)  # noqa: PT017 -- refusing is as good as watching the file
+    run(filled, "truncate {source}")
+    settled(filled, trusted=False)
+    assert doubt(filled) is not None
+    _repair(filled)
+
+
+def test_dropped_trigger(filled: Database) -> None:
+    """A dropped capture trigger is recognised, and made anew by attach."""
+    run(filled, "drop trigger usage_delete on {source}")
+    assert doubt(filled) is not None
+    run(filled, "delete from {source} where note like 'event 4%'")
+    settled(filled, trusted=False)
+    _repair(filled)
+
+
+def _loose(db: Database, *, rows: int, before: str = "") -> None:
+    db.execute(
+        "create table public.loose (like public.events including all);"
+        f"{before};"
+        "insert into public.loose (resource_type, detail, created_at)"
+        f" select 'cas', '{{\"size_bytes\": 4}}', now() - interval '350 days' - n * interval '7 hours' from generate_series(1, {rows}) n"
+    )
+
+
+ATTACH_LOOSE = (
+    "do $$ begin execute format('alter table public.events attach partition public.loose for values from (%L) to (%L)',"
+    " date_trunc('day', now(), 'UTC') - interval '400 days', date_trunc('day', now(), 'UTC') - interval '300 days'); end $$"
+)
+
+
+@pytest.mark.parametrize(
+    "before", ["select 1", "insert into public.loose (created_at) values (now()); truncate public.loose", "vacuum"]
+)
+def test_filled_partition_attached(partitioned: Database, before: str) -> None:
+    """A partition that brings events along counts at once; the next refresh repairs its days and trusts by itself."""
+    if before == "vacuum":
+        _loose(partitioned, rows=40)
+        partitioned.execute("vacuum full public.loose")
+    else:
+        _loose(partitioned, rows=40, before=before)
+    partitioned.execute(ATTACH_LOOSE)
+    assert "loose" in str(doubt(partitioned))
+    partitioned.compare()
+    run(partitioned, "delete from public.loose where id % 3 = 0")
+    partitioned.compare()
+    result = partitioned.refresh()
+    assert any("public.loose" in note for note in result.notes)
+    settled(partitioned)
+    assert partitioned.scalar("select count(*) from usage.restatement where reason = 'repaired'") > 0
+
+
+def test_filled_partition_attached_beside_another_gap(partitioned: Database) -> None:
+    """A new partition's repair does not hide a gap elsewhere."""
+    _loose(partitioned, rows=40)
+    partitioned.execute(ATTACH_LOOSE)
+    run(partitioned, "alter table public.events_old disable trigger user; delete from public.events_old where id % 2 = 0")
+    settled(partitioned, trusted=False)
+    assert doubt(partitioned) is not None
+    _repair(partitioned)
+
+
+@pytest.mark.parametrize("how", ["alter table public.events detach partition public.events_old", "drop table public.events_old"])
+def test_partition_gone(partitioned: Database, how: str) -> None:
+    """Rows that left with their partition no longer count; trust is off and says what to choose; repair follows."""
+    partitioned.execute(how)
+    reason = str(doubt(partitioned))
+    assert "is gone: run aggregator verify --repair to follow, or seal" in reason
+    settled(partitioned, trusted=False)
+    assert any(reason in note for note in partitioned.refresh().notes)
+    result = partitioned.verify(repair=True)
+    assert result.trusted
+    assert result.differences > 0
+    settled(partitioned)
+
+
+def test_partition_detached_and_attached_again(partitioned: Database) -> None:
+    """A partition that was away while its rows changed is recognised when it is back."""
+    bound = partitioned.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_old'::regclass")
+    partitioned.execute("alter table public.events detach partition public.events_old")
+    partitioned.execute("delete from public.events_old where id % 2 = 0")
+    partitioned.execute(f"alter table public.events attach partition public.events_old {bound}")
+    assert doubt(partitioned) is not None
+    settled(partitioned, trusted=False)
+    _repair(partitioned)
+
+
+def test_new_empty_partition(partitioned: Database) -> None:
+    """A new empty partition raises no doubt, and what is written to it is captured."""
+    partitioned.execute("select public.add_partition('events_ancient', 400, 300), public.add_partition('events_next', -30, -60)")
+    assert doubt(partitioned) is None
+    run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() + interval '40 days')")
+    assert doubt(partitioned) is None
+    run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '350 days')")
+    assert pending(partitioned) == 1
+    settled(partitioned)
+    run(partitioned, "delete from {source} where note is null")
+    settled(partitioned)
+
+
+def test_another_table_in_the_sources_place(filled: Database) -> None:
+    """A table renamed into the source's place is what counts from then on; attach and verify --repair follow it."""
+    name = filled.source.split(".")[1]
+    run(
+        filled,
+        f"create table public.copied (like {{source}} including all); insert into public.copied overriding system value select * from {{source}}"
+        " where note like 'event 2%';"
+        f"alter table {{source}} rename to old_source; alter table public.copied rename to {name}",
+    )
+    assert f"another table bears the name {filled.source}" in str(doubt(filled))
+    run(filled, "insert into {source} (id, resource_type, created_at) overriding system value values (999, 'ai', now() - interval '1 day')")
+    filled.execute("insert into public.old_source (resource_type, created_at) values ('ai', now() - interval '1 day')")
+    settled(filled, trusted=False)
+    _repair(filled)
+    run(filled, "delete from {source} where note = 'event 20'")
+    assert pending(filled) == 1
+    settled(filled)
+
+
+def test_source_dropped(filled: Database) -> None:
+    """Without its source nothing can be exact: status says so, reads fail, and detach cleans up for another attach."""
+    filled.execute(f"drop table {filled.source} cascade")
+    assert f"the source table {filled.source} is gone" in str(doubt(filled))
+    assert any("is gone" in problem for problem in read_status(filled.own).problems)
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        filled.execute("select * from usage.by_collection('-infinity')")
+    with pytest.raises((psycopg.Error, AggregatorError)):
+        filled.refresh()
+    assert capture.detach(filled.own, filled.settings)
+    assert filled.scalar("select count(*) from usage.daily") == 0
+    filled.execute(
+        f"create table {filled.source} (id bigserial primary key, collection_id uuid, resource_type text, detail jsonb,"
+        f" created_at timestamptz, note text); create index on {filled.source} (created_at)"
+    )
+    filled.attach()
+    fill(filled)
+    settled(filled)
+
+
+ROLLUPS = ("daily", "monthly", "daily_collection", "monthly_collection", "daily_total")
+
+
+@pytest.mark.parametrize("rollup", ROLLUPS)
+@pytest.mark.parametrize("damage", ["changed", "deleted", "invented", "emptied"])
+def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
+    """verify names a rollup row that is wrong, missing or invented; --repair mends exactly that and records it."""
+    bucket = "month" if rollup.startswith("monthly") else "day"
+    plain.execute(
+        {
+            "changed": f"update usage.{rollup} set total_value = total_value + 0.001, event_count = event_count + 2"
+            f" where ctid = (select min(ctid) from usage.{rollup})",
+            "deleted": f"delete from usage.{rollup} where ctid = (select max(ctid) from usage.{rollup})",
+            "invented": f"insert into usage.{rollup} ({bucket}, resource_type, event_count, total_value, secondary_value, rejected_count)"
+            " values ('2020-02-01', 'invented', 1, 2, 3, 4)",
+            "emptied": f"delete from usage.{rollup}",
+        }[damage]
+    )
+    found = plain.verify()
+    assert found.differences > 0
+    # A month is compared with its days: a wrong day is not also a wrong month.
+    assert {difference.rollup for difference in found.shown} == {rollup}
+    assert found.differences == len(found.shown)
+    if damage == "changed":
+        assert [(d.event_count, str(d.total_value)) for d in found.shown] == [(-2, "-0.001")]
+    if damage == "invented":
+        assert [(d.bucket, d.resource_type, d.event_count, d.rejected_count) for d in found.shown] == [("2020-02-01", "invented", -1, -4)]
+    repaired = plain.verify(repair=True)
+    assert repaired.differences == found.differences
+    rows = plain.execute("select rollup, count(*) from usage.restatement where reason = 'repaired' group by 1")
+    assert rows == [(rollup, found.differences)]
+    settled(plain)
+
+
+def test_repair_of_some_days_leaves_the_rest(plain: Database) -> None:
+    """A repair of a range of days mends those only, and does not turn trust on."""
+    plain.execute("update usage.daily set total_value = total_value + 1; update usage.state set trusted = false, distrust_reason = 'test'")
+    day = plain.scalar("select max(day)::text from usage.daily where day < current_date - 3")
+    upper = plain.scalar("select (%s::date + 1)::text", (day,))
+    plain.verify(repair=True, since=day, until=upper)
+    left = plain.verify()
+    assert left.differences > 0
+    assert day not in {d.bucket for d in left.shown if d.rollup == "daily"}
+    assert not left.trusted
+    plain.compare()
+    assert plain.verify(repair=True).trusted
+    settled(plain)
+
+
+def _redefine(db: Database, key: str) -> None:
+    db.execute("update usage.metric set value_key = %s where resource_type = 'tts'", (key,))
+
+
+def _tts(db: Database, key: str) -> tuple[Any, Any]:
+    """Return the sum of tts by the read function, and raw, in one snapshot."""
+    return db.execute(
+        "select (select sum(total_value) from usage.by_collection('-infinity') where resource_type = 'tts'),"
+        f" (select sum((detail ->> %s)::numeric)::float8 from {db.source} where resource_type = 'tts')",
+        (key,),
+    )[0]
+
+
+def test_redefined_metric(filled: Database) -> None:
+    """A changed metric turns trust off; answers go by the new definition at once; repair makes the rollups follow."""
+    _redefine(filled, "size_bytes")
+    assert "a metric was changed" in str(doubt(filled))
+    ours, raw = _tts(filled, "size_bytes")
+    assert ours == raw
+    filled.refresh()
+    ours, raw = _tts(filled, "size_bytes")
+    assert ours == raw
+    assert filled.verify(repair=True).trusted
+    ours, raw = _tts(filled, "size_bytes")
+    assert ours == raw
+    _redefine(filled, "characters")
+    assert doubt(filled) is not None
+    filled.compare()
+    assert filled.verify(repair=True).trusted
+    settled(filled)
+
+
+def _interrupt(db: Database, statement: str) -> verify.VerifyResult:
+    """Repair everything, and run a statement when the first month is done."""
+    todo = [statement]
+
+    def between(_progress: verify.VerifyProgress) -> None:
+        if todo:
+            run(db, todo.pop())
+
+    result = db.verify(repair=True, progress=between)
+    assert not todo
+    return result
+
+
+def test_metric_redefined_during_a_repair(plain: Database) -> None:
+    """A repair that a new definition overtakes does not turn trust on for the months it did by the old one."""
+    for first in (False, True):
+        if first:
+            _redefine(plain, "characters")
+        key = "size_bytes" if not first else "tokens_in"
+        result = _interrupt(plain, f"update usage.metric set value_key = '{key}' where resource_type = 'tts'")
+        assert not result.trusted
+        ours, raw = _tts(plain, key)
+        assert ours == raw
+    assert plain.verify(repair=True).trusted
+    ours, raw = _tts(plain, "tokens_in")
+    assert ours == raw
+
+
+def test_gap_during_a_repair(filled: Database) -> None:
+    """A repair during which capture had a gap, closed by attach, does not turn trust on."""
+    filled.execute("update usage.state set trusted = false, distrust_reason = 'a test says so'")
+
+    todo = [True]
+
+    def between(_progress: verify.VerifyProgress) -> None:
+        if todo:
+            todo.pop()
+            run(filled, "alter table {source} disable trigger user; " + UNSEEN)
+            with connect(filled.settings) as other:
+                capture.attach(other, filled.settings)
+
+    result = filled.verify(repair=True, progress=between)
+    assert not todo
+    assert not result.trusted
+    settled(filled, trusted=False)
+    _repair(filled)
+
+
+def test_truncate_during_a_repair(filled: Database) -> None:
+    """A repair that a TRUNCATE overtakes stops and says what to do; trust is not on until it was run again."""
+    filled.execute("update usage.state set trusted = false, distrust_reason = 'a test says so'")
+    with pytest.raises(AggregatorError, match="run aggregator refresh first"):
+        _interrupt(filled, "truncate {source}")
+    filled.compare()
+    filled.refresh()
+    filled.compare()
+    assert doubt(filled) is not None
+    assert filled.verify(repair=True).trusted
+    settled(filled)
