@@ -1,0 +1,175 @@
+"""Writers, refreshers and readers at once, on one database, for some seconds; every comparison in one snapshot.
+
+A race is only excluded by many short runs from an empty start, not by one long one: the tests call this often.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import psycopg
+from psycopg import IsolationLevel, errors
+
+from aggregator import db as db_module
+from aggregator import refresh
+from tests.harness import COLLECTIONS, Database, compare, snapshot
+
+_EXPECTED = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
+_WINDOWS = [("-infinity", None, None), ("now-1", None, None), ("now-9", "now-2", None), ("now-30", None, COLLECTIONS[0])]
+
+
+class Stress:
+    """One run: start the threads, let them work, stop them, and tell what went wrong."""
+
+    def __init__(self, db: Database, seed: int, *, ddl: bool = False) -> None:
+        self.db = db
+        self.seed = seed
+        self.ddl = ddl
+        self.stop = threading.Event()
+        self.failures: list[BaseException] = []
+        self.counts: Counter[str] = Counter()
+
+    def run(self, seconds: float, writers: int = 4, refreshers: int = 3, readers: int = 2) -> None:
+        """Work for some seconds; raise the first failure of any thread; compare once more at rest."""
+        roles: list[Callable[[random.Random], None]] = [
+            *[self._write] * writers, *[self._refresh] * refreshers, *[self._read] * readers,
+        ]  # fmt: skip
+        if self.ddl:
+            roles.append(self._change_table)
+        threads = [
+            threading.Thread(target=self._guard, args=(role, random.Random(f"{self.seed} {number}")), daemon=True)
+            for number, role in enumerate(roles)
+        ]
+        for thread in threads:
+            thread.start()
+        self.stop.wait(seconds)
+        self.stop.set()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a thread hangs: somebody blocks"
+        if self.failures:
+            raise self.failures[0]
+        self.db.compare(_WINDOWS)
+        self.db.refresh()
+        self.db.compare(_WINDOWS)
+        assert self.db.verify().differences == 0
+
+    def _guard(self, role: Callable[[random.Random], None], rng: random.Random) -> None:
+        try:
+            role(rng)
+        except BaseException as exc:  # noqa: BLE001 -- handed to the main thread
+            self.failures.append(exc)
+            self.stop.set()
+
+    def _refresh(self, rng: random.Random) -> None:
+        settings = self.db.settings.model_copy(update={"step_events": rng.choice([3, 20, 1000])})
+        with db_module.connect(settings) as connection:
+            while not self.stop.is_set():
+                changed = settings.model_copy(update={"wait_timeout": rng.choice([0.0, 0.05, 5.0])})
+                refresh.refresh(connection, changed)
+                self.counts["refreshes"] += 1
+                time.sleep(rng.random() * 0.02)
+
+    def _read(self, _rng: random.Random) -> None:
+        with psycopg.connect(self.db.dsn, autocommit=True) as connection:
+            while not self.stop.is_set():
+                with snapshot(connection):
+                    # Before the snapshot: one that is older than a TRUNCATE or rewrite sees neither side truly.
+                    connection.execute(b"lock table public.resource_usage_log in access share mode")
+                    compare(connection, self.db.zone, _WINDOWS)
+                    self.counts["comparisons"] += 1
+
+    def _change_table(self, rng: random.Random) -> None:
+        with psycopg.connect(self.db.dsn, autocommit=True) as connection:
+            while not self.stop.is_set():
+                statement = rng.choice(
+                    [
+                        "truncate public.resource_usage_log",
+                        "alter table public.resource_usage_log alter note type varchar using note",
+                        "vacuum full public.resource_usage_log",
+                        "alter table public.resource_usage_log add extra float default random(), add again int",
+                        "alter table public.resource_usage_log drop if exists extra, drop if exists again",
+                        "cluster public.resource_usage_log using resource_usage_log_created_at_idx",
+                    ]
+                )
+                try:
+                    connection.execute(statement.encode())
+                except errors.DuplicateColumn:
+                    continue
+                # No deadlock or refusal is expected here: the host's DDL is never a victim of ours. Its own writers may be.
+                self.counts["ddl"] += 1
+                self.stop.wait(rng.random() * 0.3)
+
+    def _write(self, rng: random.Random) -> None:
+        with closing(psycopg.connect(self.db.dsn)) as connection:
+            while not self.stop.is_set():
+                connection.isolation_level = rng.choice(
+                    [IsolationLevel.READ_COMMITTED, IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE]
+                )
+                try:
+                    self._transaction(connection, rng)
+                except _EXPECTED:
+                    connection.rollback()
+                self.counts["transactions"] += 1
+
+    def _transaction(self, connection: psycopg.Connection[Any], rng: random.Random) -> None:
+        for _ in range(rng.randint(1, 4)):
+            if rng.random() < 0.15:
+                try:
+                    with connection.transaction():
+                        self._statement(connection, rng)
+                        if rng.random() < 0.5:
+                            raise psycopg.Rollback
+                except psycopg.Rollback:
+                    pass
+            else:
+                self._statement(connection, rng)
+            if rng.random() < 0.3:
+                time.sleep(rng.random() * 0.03)
+        end = rng.random()
+        if end < 0.15:
+            connection.rollback()
+        elif end < 0.3:
+            name = f"stress {threading.get_ident()} {rng.random()}"
+            connection.execute(b"prepare transaction '" + name.encode() + b"'")
+            connection.rollback()
+            time.sleep(rng.random() * 0.03)
+            connection.autocommit = True
+            verb = "commit" if rng.random() < 0.7 else "rollback"
+            connection.execute(f"{verb} prepared '{name}'".encode())
+            connection.autocommit = False
+        else:
+            connection.commit()
+
+    def _statement(self, connection: psycopg.Connection[Any], rng: random.Random) -> None:
+        kind = rng.random()
+        pick = b"(select id from public.resource_usage_log order by hashint8(id + %s) limit %s)"
+        if kind < 0.6:
+            age = rng.choice(["0 s", "0 s", "0 s", "1 s", "-1 s", "20 ms", "1 day", "8 days", "40 days", "-1 day"])
+            connection.execute(
+                b"insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+                b" select %s, %s, %s::jsonb, clock_timestamp() - %s::interval from generate_series(1, %s)",
+                (
+                    rng.choice([*COLLECTIONS[:3], None]),
+                    rng.choice(["ai", "ai", "tts", None]),
+                    rng.choice(['{"tokens_in": 1.25, "job_type": "a"}', '{"tokens_in": "x"}', '{"characters": 3}', "{}"]),
+                    age,
+                    rng.randint(1, 5),
+                ),
+            )
+        elif kind < 0.8:
+            connection.execute(
+                b"update public.resource_usage_log set created_at = clock_timestamp() - %s::interval, resource_type = 'ai'"
+                b" where id in " + pick,
+                (rng.choice(["0 s", "50 ms", "3 days", "-2 s"]), rng.randint(0, 10**6), rng.randint(1, 3)),
+            )
+        else:
+            connection.execute(
+                b"delete from public.resource_usage_log where id in " + pick, (rng.randint(0, 10**6), rng.randint(1, 4))
+            )

@@ -1,0 +1,141 @@
+"""A database that was dumped and restored: exact at once, and trusted after a repair."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from aggregator.status import read_status
+from tests.harness import Database
+from tests.integration.sources import Kind, doubt, fill, program, run, settled
+
+SET_BACK = {
+    "as dumped": "select 1",
+    "to the minimum": "select setval('usage.frontier_seq', -210800000000000000)",
+    "not called": "alter sequence usage.frontier_seq restart",
+    "a day": "select setval('usage.frontier_seq', pg_sequence_last_value('usage.frontier_seq') - 86400000000)",
+}
+
+
+def _dump_restore(dsn_from: str, dsn_to: str, folder: Path, options: list[str]) -> None:
+    file = folder / "dump"
+    for command in (
+        [program("pg_dump"), "-Fc", "-f", str(file), *options, "-d", dsn_from],
+        [program("pg_restore"), "--exit-on-error", *options, "-d", dsn_to, str(file)],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def restored(server: str, tmp_path: Path) -> Iterator[Callable[[Database, list[str]], Database]]:
+    """A function that dumps a database and returns its copy, restored into a new one."""
+    made: list[Database] = []
+
+    def make(db: Database, options: list[str]) -> Database:
+        name = f"{db.name}_restored"
+        db.execute(f"create database {name} template template0 encoding 'UTF8'")
+        target = f"{server} dbname={name}"
+        _dump_restore(db.dsn, target, tmp_path, options)
+        copy = Database(server, name, db.zone, {"source_table": db.source})
+        made.append(copy)
+        return copy
+
+    yield make
+    for copy in made:
+        copy.close()
+        with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+            connection.execute(f"drop database if exists {copy.name} with (force)".encode())
+
+
+def _open_to_public(db: Database) -> list[Any]:
+    return db.execute(
+        "select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'usage'::regnamespace"
+        " and p.proname not in ('capture', 'capture_truncate') and has_function_privilege('public', p.oid, 'execute')"
+    )
+
+
+@pytest.mark.parametrize("set_back", SET_BACK)
+@pytest.mark.parametrize("options", [[], ["-x"]], ids=["all", "without privileges"])
+@pytest.mark.parametrize("kind", ["plain", "partitioned"])
+def test_restored(
+    make_role: Callable[..., str],
+    filled_database: Callable[[Kind], Database],
+    restored: Callable[[Database, list[str]], Database],
+    kind: Kind,
+    options: list[str],
+    set_back: str,
+) -> None:
+    """Reads of a copy are exact at once, writers work, a refresh goes on, and a repair brings trust back."""
+    original = filled_database(kind)
+    run(original, "delete from {source} where note like 'event 1%'")
+    fill(original)
+    copy = restored(original, options)
+    copy.execute(SET_BACK[set_back])
+    reason = doubt(copy)
+    if set_back != "as dumped":
+        assert reason is not None
+    copy.compare()
+    run(copy, "delete from {source} where note like 'event 2%'")
+    fill(copy)
+    copy.compare()
+    settled(copy, trusted=False)
+    run(copy, "update {source} set resource_type = 'cas' where note like 'event 3%'")
+    settled(copy, trusted=False)
+    reason = doubt(copy)
+    if reason is not None:
+        assert any(reason in problem for problem in read_status(copy.own).problems)
+    copy.attach()
+    copy.compare()
+    assert copy.verify(repair=True).trusted
+    settled(copy)
+    run(copy, "delete from {source} where note like 'event 4%'; truncate {source}")
+    fill(copy)
+    settled(copy)
+    assert _open_to_public(copy) == []
+
+    role = make_role()
+    copy.execute(f"grant insert on {copy.source} to {role}")
+    if kind == "partitioned":
+        copy.execute(f"grant usage on sequence public.events_id to {role}")
+    with copy.connect(user=role) as writer:
+        writer.execute(f"insert into {copy.source} (resource_type, created_at) values ('ai', now())".encode())
+        writer.execute(f"insert into {copy.source} (resource_type, created_at) values ('ai', now() - interval '1 day')".encode())
+    settled(copy)
+
+
+def test_grants_are_missed(
+    filled_database: Callable[[Kind], Database], restored: Callable[[Database, list[str]], Database]
+) -> None:
+    """status says that a dump without privileges lost what writers need, and attach restores it, though all else is as it was."""
+    copy = restored(filled_database("plain"), ["-x"])
+    assert _open_to_public(copy) != []
+    assert any("writers may not read the frontier sequences" in problem for problem in read_status(copy.own).problems)
+    copy.attach()
+    assert _open_to_public(copy) == []
+    assert not any("sequences" in problem for problem in read_status(copy.own).problems)
+
+
+def test_restored_seal(
+    filled_database: Callable[[Kind], Database], restored: Callable[[Database, list[str]], Database]
+) -> None:
+    """In a copy whose seal sequence was set back, attach puts it right: a purge does not shrink history."""
+    original = filled_database("plain")
+    original.execute(
+        "update usage.state set sealed_until = date_trunc('day', now(), 'UTC') - interval '15 days';"
+        "select setval('usage.seal_seq', (select (extract(epoch from sealed_until) * 1000000)::bigint from usage.state))"
+    )
+    copy = restored(original, [])
+    copy.execute("alter sequence usage.seal_seq restart")
+    copy.attach()
+    events = copy.scalar("select sum(event_count) from usage.by_collection('-infinity')")
+    run(copy, "delete from {source} where created_at < (select sealed_until from usage.state)")
+    copy.refresh()
+    assert copy.scalar("select sum(event_count) from usage.by_collection('-infinity')") == events
+    assert copy.verify(repair=True).trusted
+    assert copy.scalar("select sum(event_count) from usage.by_collection('-infinity')") == events
