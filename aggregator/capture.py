@@ -55,17 +55,12 @@ class Attached:
 @dataclass(frozen=True)
 class _Table:
     name: str
-    """Qualified and quoted."""
+    """Qualified, and quoted by the server itself: safe to be part of a statement."""
     oid: int
 
     @property
     def identifier(self) -> sql.SQL:
-        return sql.SQL(_trusted(self.name))
-
-
-def _trusted(name: str) -> LiteralString:
-    """Mark a name that the server itself quoted as safe to be part of a statement."""
-    return name  # type: ignore[return-value]
+        return sql.SQL(self.name)
 
 
 def attach(connection: Connection, settings: Settings) -> Attached:
@@ -87,7 +82,7 @@ def attach(connection: Connection, settings: Settings) -> Attached:
             return _attach_once(connection, settings, source, titles, valid_from, warnings)
 
     changed = _with_retries(settings, try_once)
-    return Attached(source.name, titles and titles.name, settings.time_zone, changed, tuple(warnings))
+    return Attached(source.name, titles.name if titles else None, settings.time_zone, changed, tuple(warnings))
 
 
 def _attach_once(
@@ -115,7 +110,13 @@ def _attach_once(
     enabled = "O" if mode == "origin" else "A"
     tree = connection.execute(SQL["tree"], {"oid": source.oid, "enabled": enabled}).fetchall()
     complete = all(set(TRIGGERS) <= set(firing) for _, _, _, _, firing in tree)
-    if not fresh and complete and unchanged and old_oid == source.oid and old_titles == (titles and titles.name):
+    if (
+        not fresh
+        and complete
+        and unchanged
+        and old_oid == source.oid
+        and old_titles == (titles.name if titles else None)
+    ):
         connection.execute(SQL["restore_grants"])
         return False
 
@@ -127,7 +128,7 @@ def _attach_once(
         {
             "source": source.name,
             "oid": source.oid,
-            "titles": titles and titles.name,
+            "titles": titles.name if titles else None,
             "zone": settings.time_zone,
             "mode": mode,
             "valid_from": valid_from,
@@ -168,11 +169,11 @@ def _create_triggers(connection: Connection, source: _Table, tree: list[tuple[An
     }
     enable = sql.SQL("always" if mode == "always" else "")
     for relid, name, _kind, present, firing in tree:
-        relation = sql.SQL(_trusted(name))
+        relation = sql.SQL(name)
         # Row triggers are cloned from the source to its partitions, statement triggers are not.
         for trigger in TRIGGERS if relid == source.oid else ("usage_truncate",):
             if trigger not in present:
-                block = SQL[trigger.removeprefix("usage_") + "_trigger"]  # type: ignore[index]
+                block = SQL[trigger.removeprefix("usage_") + "_trigger"]
                 connection.execute(sql.SQL(block).format(source=source.identifier, relation=relation, **conditions))
             if trigger not in firing:
                 _enable(connection, relation, trigger, enable)
@@ -216,7 +217,7 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
                         if trigger in present:
                             connection.execute(
                                 sql.SQL(SQL["drop_trigger"]).format(
-                                    trigger=sql.Identifier(trigger), relation=sql.SQL(_trusted(name))
+                                    trigger=sql.Identifier(trigger), relation=sql.SQL(name)
                                 )
                             )
             connection.execute(SQL["set_detached"], {"discard": discard_sealed})
@@ -267,10 +268,12 @@ def _resolve(connection: Connection, name: str, role: str) -> _Table:
         with connection.transaction():
             row = connection.execute(SQL["resolve"], {"name": name}).fetchone()
     except psycopg.errors.InvalidParameterValue as exc:
-        raise SourceError(f'{option}: {name!r} is no SQL name; write it like public.events or "My Schema"."Events"') from exc
+        raise SourceError(
+            f'{option}: {name!r} is no SQL name; write it like public.events or "My Schema"."Events"'
+        ) from exc
     assert row is not None
     parts, quoted, oid = row
-    if parts != 2:
+    if parts != 2:  # noqa: PLR2004 -- schema and table
         raise SourceError(f"{option}: {name!r} must be qualified with its schema and nothing else, like public.events")
     if oid is None:
         raise SourceError(f"the {role} table {quoted} does not exist: set {option} to its qualified name")
@@ -283,13 +286,19 @@ def _check_source(connection: Connection, source: _Table) -> list[str]:
     assert row is not None
     kind, persistence, is_partition, filtered, owns, owner, user, may_select = row
     if kind not in {"r", "p"}:
-        raise SourceError(f"{source.name} is {_KINDS.get(kind, 'no table')}: only a table or partitioned table can be captured")
+        raise SourceError(
+            f"{source.name} is {_KINDS.get(kind, 'no table')}: only a table or partitioned table can be captured"
+        )
     if persistence != "p":
-        raise SourceError(f"{source.name} is unlogged or temporary: a crash would empty it unseen; ALTER TABLE … SET LOGGED")
+        raise SourceError(
+            f"{source.name} is unlogged or temporary: a crash would empty it unseen; ALTER TABLE … SET LOGGED"
+        )
     if is_partition:
         raise SourceError(f"{source.name} is a partition: attach the partitioned table that it belongs to")
     if not owns or not may_select:
-        raise SourceError(f"role {user} must own {source.name} to add triggers to it: connect as {owner}, or a member of it")
+        raise SourceError(
+            f"role {user} must own {source.name} to add triggers to it: connect as {owner}, or a member of it"
+        )
     if filtered:
         raise SourceError(
             f"row-level security would hide rows of {source.name} from role {user}: ALTER ROLE {user} BYPASSRLS, or attach"
@@ -344,9 +353,13 @@ def _title_table(connection: Connection, settings: Settings, warnings: list[str]
         return None
     found = {column: rest[0] for column, *rest in connection.execute(SQL["columns"], {"oid": titles.oid}).fetchall()}
     if found.get("id") != "uuid" or found.get("title") not in {"text", "character varying"}:
-        raise SourceError(f"the title table {titles.name} needs the columns id uuid and title text (or AGGREGATOR_TITLE_TABLE=none)")
+        raise SourceError(
+            f"the title table {titles.name} needs the columns id uuid and title text (or AGGREGATOR_TITLE_TABLE=none)"
+        )
     if not _scalar(connection, SQL["has_unique_id"], oid=titles.oid):
-        raise SourceError(f"{titles.name}.id is not unique, so a join would multiply rows: add a primary key or unique index on id")
+        raise SourceError(
+            f"{titles.name}.id is not unique, so a join would multiply rows: add a primary key or unique index on id"
+        )
     return titles
 
 

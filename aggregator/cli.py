@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import psycopg
@@ -38,7 +38,7 @@ DatabaseUrl = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How show prints the overview."""
 
     table = "table"
@@ -143,7 +143,10 @@ def refresh(
         f" in {result.steps} step{'s' if result.steps != 1 else ''}, {result.seconds:.1f} s; frontier {result.frontier}"
     )
     for writer in result.waited_for:
-        _note(f"left the tail raw, since a writer is open: {writer}; answers are exact, the next refresh folds it", "yellow")
+        _note(
+            f"left the tail raw, since a writer is open: {writer}; answers are exact, the next refresh folds it",
+            "yellow",
+        )
     for note in result.notes:
         _note(f"note: {note}", "yellow")
 
@@ -176,7 +179,9 @@ def _refresh_progress() -> Iterator[Callable[[refreshing.Progress], None]]:
 def show(
     database_url: DatabaseUrl = None,
     days: Annotated[int, typer.Option(help="The last N local days, clamped into 1-365.")] = 30,
-    since: Annotated[str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")
+    ] = None,
     until: Annotated[str | None, typer.Option(metavar="INSTANT", help="End of the window, exclusive.")] = None,
     collection: Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")] = None,
     output: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,

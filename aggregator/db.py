@@ -51,7 +51,9 @@ def connect(settings: Settings, *, name: str = "aggregator", autocommit: bool = 
     if connection.info.server_version < MINIMUM_SERVER:
         version = connection.info.server_version // 10000
         connection.close()
-        raise UsageError(f"PostgreSQL {version} is too old: aggregator needs PostgreSQL {MINIMUM_SERVER // 10000} or later")
+        raise UsageError(
+            f"PostgreSQL {version} is too old: aggregator needs PostgreSQL {MINIMUM_SERVER // 10000} or later"
+        )
     return connection
 
 
@@ -70,7 +72,9 @@ def transaction(
     """
     mode = "read only" if read_only else "read write"
     with connection.transaction():
-        connection.execute(f"set transaction isolation level {isolation.name.replace('_', ' ').lower()}, {mode}".encode())
+        connection.execute(
+            f"set transaction isolation level {isolation.name.replace('_', ' ').lower()}, {mode}".encode()
+        )
         connection.execute(
             "set local timezone = 'UTC'; set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres';"
             "set local search_path = pg_catalog, pg_temp; set local row_security = off; set local jit = off;"

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import SecretStr
 from psycopg import IsolationLevel
+from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -38,7 +38,7 @@ def run(*, events: int, days: int, seed: int) -> bool:
         with db.connect(settings, name="aggregator demo") as connection:
             attached = capture.attach(connection, settings)
             say.print(f"migrated, and attached {attached.source}: from here on every answer is exact")
-            first = _time(connection, settings, "before the first refresh")
+            first = _time(connection, "before the first refresh")
             result = _with_bar(
                 say, "folding", events,
                 lambda report: refresh.refresh(
@@ -47,7 +47,7 @@ def run(*, events: int, days: int, seed: int) -> bool:
             )  # fmt: skip
             say.print(f"folded {result.events:,} events in {result.seconds:.1f} s")
             _late_changes(connection)
-            timings = [first, *(_time(connection, settings, f"last {window} days", window) for window in WINDOWS)]
+            timings = [first, *(_time(connection, f"last {window} days", window) for window in WINDOWS)]
             with db.transaction(connection, read_only=True):
                 overview = read.usage_overview(connection, days=30)
                 units = {row[0]: (row[2], row[3]) for row in connection.execute(read.SQL["metrics"]).fetchall()}
@@ -68,7 +68,7 @@ def _late_changes(connection: db.Connection) -> None:
         )
 
 
-def _time(connection: db.Connection, settings: Settings, label: str, days: int = 30) -> tuple[str, float, float, bool]:
+def _time(connection: db.Connection, label: str, days: int = 30) -> tuple[str, float, float, bool]:
     """Return the raw query's and the rollups' seconds (best of three), and whether they agree, in one snapshot."""
     parameters = {"days": days}
     with db.transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True):
@@ -77,7 +77,7 @@ def _time(connection: db.Connection, settings: Settings, label: str, days: int =
         for _ in range(3):
             for name in ("raw", "rollups"):
                 began = time.perf_counter()
-                found[name] = connection.execute(SQL[name], parameters).fetchall()  # type: ignore[index]
+                found[name] = connection.execute(SQL[name], parameters).fetchall()
                 seconds[name] = min(seconds[name], time.perf_counter() - began)
     return label, seconds["raw"], seconds["rollups"], found["raw"] == found["rollups"]
 
@@ -90,7 +90,9 @@ def _report(console: Console, timings: list[tuple[str, float, float, bool]]) -> 
             f"   {raw / rollups:6.1f} times as fast   {'equal' if equal else 'DIFFERENT'}"
         )
     all_equal = all(equal for *_, equal in timings)
-    console.print("equal, to the last digit" if all_equal else "DIFFERENT: this is a bug", style="green" if all_equal else "red")
+    console.print(
+        "equal, to the last digit" if all_equal else "DIFFERENT: this is a bug", style="green" if all_equal else "red"
+    )
     return all_equal
 
 

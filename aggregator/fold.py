@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from psycopg import IsolationLevel, errors, sql
 
@@ -70,7 +70,7 @@ def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterat
     ``LockNotAvailable`` instead, for ``with_retries``.
     """
     with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ):
-        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(cast("sql.LiteralString", source))))
+        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
         if lock_state:
             connection.execute(SQL["lock_state"])
         # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psycopg
 import sqlalchemy as sa
-from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
@@ -15,6 +14,7 @@ from aggregator import capture
 from aggregator.db import Connection, connect, transaction
 from aggregator.errors import AggregatorError, UsageError
 from aggregator.settings import Settings
+from alembic import command
 
 
 class SchemaError(UsageError):
@@ -83,7 +83,9 @@ def require_current(connection: Connection) -> None:
         raise SchemaError("schema usage is not there: run aggregator migrate")
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if revision in known:
-        raise SchemaError(f"the database is at revision {revision}, behind this version ({head()}): run aggregator migrate")
+        raise SchemaError(
+            f"the database is at revision {revision}, behind this version ({head()}): run aggregator migrate"
+        )
     raise SchemaError(
         f"the database is at revision {revision}, ahead of this version ({head()}): upgrade aggregator (pip install -U usage-aggregator)"
     )

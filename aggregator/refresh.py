@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, LiteralString, cast
+from typing import Any, Literal
 
 import psycopg
 from psycopg import IsolationLevel, sql
@@ -152,12 +152,12 @@ def _mend(connection: Connection, settings: Settings) -> list[str]:
     notes: list[str] = []
     if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND and not state.truncated:
         found = verify.verify(connection, settings, repair=True)
-        notes.append(f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired")
+        notes.append(
+            f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"
+        )
     for name in partitions:
         with transaction(connection, read_only=True):
-            span = connection.execute(
-                sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(cast(LiteralString, name)))
-            ).fetchone()
+            span = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(name))).fetchone()
         if span is not None and span[0] is not None and not state.truncated:
             found = verify.verify(connection, settings, repair=True, since=span[0], until=span[1])
             notes.append(f"partition {name} is new: {found.differences} differences in its days were repaired")
@@ -287,7 +287,9 @@ def _estimate(connection: Connection, target: str) -> int:
     return int(plan[0]["Plan"]["Plan Rows"])
 
 
-def _finish(connection: Connection, run: _Run, status: str, waited_for: str | None = None, error: str | None = None) -> None:
+def _finish(
+    connection: Connection, run: _Run, status: str, waited_for: str | None = None, error: str | None = None
+) -> None:
     try:
         with transaction(connection):
             connection.execute(

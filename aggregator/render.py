@@ -47,7 +47,9 @@ def quantity(value: float, unit: str | None) -> str:
     return f"{sign}{size:.4g}{suffix}"
 
 
-def show_tables(console: Console, overview: Overview, units: Mapping[str, tuple[str | None, str | None]], rows: int) -> None:
+def show_tables(
+    console: Console, overview: Overview, units: Mapping[str, tuple[str | None, str | None]], rows: int
+) -> None:
     """Print the overview's sections as tables, and the receipt as one line; ``rows`` of each at most, 0 for all."""
     if not overview.by_collection and not overview.daily:
         console.print("No usage in this window.")
@@ -117,7 +119,9 @@ def _say_more(console: Console, left: int) -> None:
         console.print(f"… and {left:,} more rows (--rows 0 shows all)", style="dim")
 
 
-def _print_daily(console: Console, daily: Sequence[DailyUsage], units: Mapping[str, tuple[str | None, str | None]]) -> None:
+def _print_daily(
+    console: Console, daily: Sequence[DailyUsage], units: Mapping[str, tuple[str | None, str | None]]
+) -> None:
     finite = [row for row in daily if isinstance(row.day, date)]
     types = sorted({row.resource_type for row in daily}, key=lambda name: (name is None, name or ""))
     days = [row.day for row in finite if isinstance(row.day, date)]

@@ -73,11 +73,15 @@ def read_status(connection: Connection) -> Status:
     if doubt is not None:
         problems.append(f"trust is off, so reads are slow: {doubt}")
     if ahead:
-        problems.append(f"the frontier lies in the future ({frontier}): was the clock wrong? every new event is a late change")
+        problems.append(
+            f"the frontier lies in the future ({frontier}): was the clock wrong? every new event is a late change"
+        )
     if last_run is not None and last_run.startswith("failed"):
         problems.append(f"the last refresh {last_run}")
     if not grants:
-        problems.append("writers may not read the frontier sequences (a dump without privileges?): run aggregator attach")
+        problems.append(
+            "writers may not read the frontier sequences (a dump without privileges?): run aggregator attach"
+        )
     return Status(
         source, titles, zone, None if frontier == "-infinity" else frontier, lag, pending,
         None if sealed == "-infinity" else sealed, refreshed, last_run, verified, daily_rows, rejected or 0, size,

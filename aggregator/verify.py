@@ -97,7 +97,9 @@ def verify(
     if not begins_by_now:
         raise UsageError(f"--since: {since} is in the future: there is nothing to verify")
     if not unsealed:
-        raise UsageError(f"--since: days before {state.sealed_day} are sealed: their raw events may be gone, so they cannot be verified")
+        raise UsageError(
+            f"--since: days before {state.sealed_day} are sealed: their raw events may be gone, so they cannot be verified"
+        )
 
     everything = since is None and until is None
     reason = _prepare_trust(connection, settings) if repair and everything and doubtful else None

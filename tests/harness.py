@@ -81,7 +81,9 @@ class Database:
     def verify(self, **options: Any) -> verify.VerifyResult:
         return verify.verify(self.own, self.settings, **options)
 
-    def insert(self, created_at: str, resource_type: str | None = "ai", collection: int | None = 0, detail: str | None = "{}") -> None:
+    def insert(
+        self, created_at: str, resource_type: str | None = "ai", collection: int | None = 0, detail: str | None = "{}"
+    ) -> None:
         """Insert one event; ``collection`` is an index into COLLECTIONS."""
         self.execute(
             f"insert into {self.source} (collection_id, resource_type, detail, created_at) values (%s, %s, %s::jsonb, %s::timestamptz)",
@@ -99,7 +101,9 @@ def snapshot(connection: psycopg.Connection[Any]) -> Iterator[None]:
     """Open a REPEATABLE READ transaction, so that all that follows sees one snapshot."""
     assert connection.autocommit
     with connection.transaction():
-        connection.execute(f"set transaction isolation level {IsolationLevel.REPEATABLE_READ.name.replace('_', ' ')}".encode())
+        connection.execute(
+            f"set transaction isolation level {IsolationLevel.REPEATABLE_READ.name.replace('_', ' ')}".encode()
+        )
         yield
 
 

@@ -21,7 +21,12 @@ from aggregator import refresh
 from tests.harness import COLLECTIONS, Database, compare, snapshot
 
 _EXPECTED = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
-_WINDOWS = [("-infinity", None, None), ("now-1", None, None), ("now-9", "now-2", None), ("now-30", None, COLLECTIONS[0])]
+_WINDOWS = [
+    ("-infinity", None, None),
+    ("now-1", None, None),
+    ("now-9", "now-2", None),
+    ("now-30", None, COLLECTIONS[0]),
+]
 
 
 class Stress:
@@ -158,7 +163,9 @@ class Stress:
                 (
                     rng.choice([*COLLECTIONS[:3], None]),
                     rng.choice(["ai", "ai", "tts", None]),
-                    rng.choice(['{"tokens_in": 1.25, "job_type": "a"}', '{"tokens_in": "x"}', '{"characters": 3}', "{}"]),
+                    rng.choice(
+                        ['{"tokens_in": 1.25, "job_type": "a"}', '{"tokens_in": "x"}', '{"characters": 3}', "{}"]
+                    ),
                     age,
                     rng.randint(1, 5),
                 ),

@@ -17,7 +17,9 @@ from tests.harness import COLLECTIONS, SCHEMA, Database
 from tests.integration.sources import NO_TITLES, PARTITIONED_DDL, Background, doubt, fill, pending, run, settled
 
 NewDatabase = Callable[..., Database]
-TABLE = "create table public.usage_of_host (collection_id uuid, resource_type text, detail jsonb, created_at timestamptz)"
+TABLE = (
+    "create table public.usage_of_host (collection_id uuid, resource_type text, detail jsonb, created_at timestamptz)"
+)
 INDEX = "create index on public.usage_of_host (created_at)"
 HOST = "public.usage_of_host"
 
@@ -27,12 +29,28 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "no name": (TABLE, "public.", "is no SQL name"),
     "too qualified": (TABLE, "db.public.usage_of_host", "must be qualified with its schema and nothing else"),
     "view": (f"create view {HOST} as select * from public.resource_usage_log", HOST, "is a view: only a table"),
-    "materialized view": (f"create materialized view {HOST} as select * from public.resource_usage_log", HOST, "is a materialized view"),
+    "materialized view": (
+        f"create materialized view {HOST} as select * from public.resource_usage_log",
+        HOST,
+        "is a materialized view",
+    ),
     "unlogged": (TABLE.replace("create table", "create unlogged table") + ";" + INDEX, HOST, "SET LOGGED"),
     "partition": (PARTITIONED_DDL, "public.events_old", "is a partition: attach the partitioned table"),
-    "inheritance child": (f"{TABLE};{INDEX};create table public.kid () inherits ({HOST})", HOST, "kid inherits from it"),
-    "missing column": (f"{TABLE};{INDEX};alter table {HOST} drop resource_type", HOST, "has no column resource_type; it needs"),
-    "naive instant": (f"{TABLE};{INDEX};alter table {HOST} alter created_at type timestamp", HOST, "TYPE timestamptz USING created_at AT"),
+    "inheritance child": (
+        f"{TABLE};{INDEX};create table public.kid () inherits ({HOST})",
+        HOST,
+        "kid inherits from it",
+    ),
+    "missing column": (
+        f"{TABLE};{INDEX};alter table {HOST} drop resource_type",
+        HOST,
+        "has no column resource_type; it needs",
+    ),
+    "naive instant": (
+        f"{TABLE};{INDEX};alter table {HOST} alter created_at type timestamp",
+        HOST,
+        "TYPE timestamptz USING created_at AT",
+    ),
     "json": (f"{TABLE};{INDEX};alter table {HOST} alter detail type json", HOST, "detail is json; it must be jsonb"),
     "integer collection": (
         f"{TABLE};{INDEX};alter table {HOST} drop collection_id;alter table {HOST} add collection_id integer",
@@ -41,9 +59,17 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     ),
     "no index": (TABLE, HOST, "CREATE INDEX CONCURRENTLY ON public.usage_of_host (created_at)"),
     "partial index": (f"{TABLE};{INDEX} where resource_type = 'ai'", HOST, "CREATE INDEX CONCURRENTLY ON"),
-    "index on another column first": (f"{TABLE};create index on {HOST} (resource_type, created_at)", HOST, "CREATE INDEX"),
+    "index on another column first": (
+        f"{TABLE};create index on {HOST} (resource_type, created_at)",
+        HOST,
+        "CREATE INDEX",
+    ),
     "hash index": (f"{TABLE};create index on {HOST} using hash (created_at)", HOST, "CREATE INDEX CONCURRENTLY ON"),
-    "partitioned without index": (f"{TABLE} partition by range (created_at)", HOST, "CREATE INDEX ON public.usage_of_host (created_at)"),
+    "partitioned without index": (
+        f"{TABLE} partition by range (created_at)",
+        HOST,
+        "CREATE INDEX ON public.usage_of_host (created_at)",
+    ),
     "unlogged partition": (
         f"{TABLE} partition by list (resource_type);{INDEX};create unlogged table public.kid partition of {HOST} default",
         HOST,
@@ -173,15 +199,24 @@ def test_nondeterministic_collation(new_database: NewDatabase) -> None:
 
 
 TITLES: dict[str, tuple[str, str]] = {
-    "not unique": ("create table public.titles (id uuid, title text)", "id is not unique, so a join would multiply rows"),
-    "unique with another": ("create table public.titles (id uuid, title text, n int, unique (id, n))", "id is not unique"),
+    "not unique": (
+        "create table public.titles (id uuid, title text)",
+        "id is not unique, so a join would multiply rows",
+    ),
+    "unique with another": (
+        "create table public.titles (id uuid, title text, n int, unique (id, n))",
+        "id is not unique",
+    ),
     "deferrable": ("create table public.titles (id uuid unique deferrable, title text)", "id is not unique"),
     "partially unique": (
         "create table public.titles (id uuid, title text); create unique index on public.titles (id) where title <> ''",
         "id is not unique",
     ),
     "no title": ("create table public.titles (id uuid primary key)", "needs the columns id uuid and title text"),
-    "integer id": ("create table public.titles (id int primary key, title text)", "needs the columns id uuid and title text"),
+    "integer id": (
+        "create table public.titles (id int primary key, title text)",
+        "needs the columns id uuid and title text",
+    ),
     "missing": ("select 1", "the title table public.titles does not exist: set AGGREGATOR_TITLE_TABLE"),
 }
 
@@ -245,7 +280,9 @@ def test_attach_another_table(filled: Database) -> None:
     filled.execute(f"{TABLE};{INDEX}")
     before = _triggers(filled)
     settings = filled.settings.model_copy(update={"source_table": HOST})
-    with pytest.raises(SourceError, match=f"{filled.source} is attached: run aggregator detach first, then attach {HOST}"):
+    with pytest.raises(
+        SourceError, match=f"{filled.source} is attached: run aggregator detach first, then attach {HOST}"
+    ):
         capture.attach(filled.own, settings)
     assert _triggers(filled) == before
     settled(filled)
@@ -254,7 +291,9 @@ def test_attach_another_table(filled: Database) -> None:
 def test_time_zone_change(filled: Database) -> None:
     """Another time zone is refused while there are rollups by days of the old one; after detach it is taken."""
     settings = filled.settings.model_copy(update={"time_zone": "Asia/Kolkata"})
-    with pytest.raises(SourceError, match="the rollups are by days of UTC: set AGGREGATOR_TIME_ZONE=UTC, or run aggregator detach"):
+    with pytest.raises(
+        SourceError, match="the rollups are by days of UTC: set AGGREGATOR_TIME_ZONE=UTC, or run aggregator detach"
+    ):
         capture.attach(filled.own, settings)
     capture.detach(filled.own, filled.settings)
     assert capture.attach(filled.own, settings).time_zone == "Asia/Kolkata"
@@ -391,7 +430,10 @@ def test_purge_below_the_seal(filled: Database) -> None:
     """Deletes and updates below the seal log nothing and change no answer, also while trust is off."""
     _seal(filled)
     answers = _answers(filled)
-    run(filled, "update {source} set detail = '{}' where created_at < (select sealed_until from usage.state) and id % 2 = 0")
+    run(
+        filled,
+        "update {source} set detail = '{}' where created_at < (select sealed_until from usage.state) and id % 2 = 0",
+    )
     run(filled, "delete from {source} where created_at < (select sealed_until from usage.state)")
     assert pending(filled) == 0
     assert _answers(filled) == answers
@@ -415,7 +457,10 @@ def test_inserts_below_the_seal(filled: Database) -> None:
     run(filled, "delete from {source} where created_at < (select sealed_until from usage.state)")
     events = sum(row[3] for row in _answers(filled)[0])
     at = "date_trunc('day', now(), 'UTC') - interval '250 days'"
-    run(filled, f"insert into {{source}} (resource_type, detail, created_at) values ('cas', '{{\"size_bytes\": 77}}', {at})")
+    run(
+        filled,
+        f"insert into {{source}} (resource_type, detail, created_at) values ('cas', '{{\"size_bytes\": 77}}', {at})",
+    )
     assert pending(filled) == 1
     day = filled.scalar(f"select ({at})::date")
     for _ in range(2):
@@ -433,7 +478,9 @@ def test_inserts_below_the_seal(filled: Database) -> None:
 def test_truncate_above_the_seal(filled: Database) -> None:
     """A TRUNCATE empties what is not sealed, and keeps what is."""
     _seal(filled)
-    sealed = filled.execute("select sum(event_count) from usage.daily where day < (select usage.local_day(sealed_until, 'UTC') from usage.state)")
+    sealed = filled.execute(
+        "select sum(event_count) from usage.daily where day < (select usage.local_day(sealed_until, 'UTC') from usage.state)"
+    )
     for truncate in (True, False):
         if truncate:
             run(filled, "truncate {source}")

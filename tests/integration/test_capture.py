@@ -160,14 +160,19 @@ def test_upsert(filled: Database) -> None:
     )
     filled.execute(query)
     assert pending(filled) == 5
-    filled.execute(query.replace("do update set detail = excluded.detail, resource_type = excluded.resource_type", "do nothing"))
+    filled.execute(
+        query.replace("do update set detail = excluded.detail, resource_type = excluded.resource_type", "do nothing")
+    )
     assert pending(filled) == 5
     settled(filled)
 
 
 def test_row_movement(partitioned: Database) -> None:
     """An update that moves rows to another partition is one change off and one change on."""
-    run(partitioned, "update {source} set created_at = created_at - interval '15 days' where note in ('event 1', 'event 2')")
+    run(
+        partitioned,
+        "update {source} set created_at = created_at - interval '15 days' where note in ('event 1', 'event 2')",
+    )
     assert pending(partitioned) == 4
     partitioned.compare()
     run(partitioned, "update {source} set created_at = clock_timestamp() where created_at < now() - interval '20 days'")
@@ -180,7 +185,7 @@ def test_direct_writes_to_partitions(partitioned: Database) -> None:
         rows = partitioned.scalar(f"select count(*) from public.{partition}")
         assert rows > 0
         before = pending(partitioned)
-        partitioned.execute(f"update public.{partition} set detail = '{{\"tokens_in\": 1, \"size_bytes\": 4}}'")
+        partitioned.execute(f'update public.{partition} set detail = \'{{"tokens_in": 1, "size_bytes": 4}}\'')
         assert pending(partitioned) == before + 2 * rows
         partitioned.execute(f"delete from public.{partition} where note like '%3'")
         partitioned.execute(
@@ -345,6 +350,7 @@ def test_rewrites_between_the_steps_of_a_refresh(filled: Database) -> None:
             f"alter table {filled.source} drop column extra",
         ]
     )
+
     def between(_progress: refresh.Progress) -> None:
         statement = next(todo, None)
         if statement is not None:
@@ -417,7 +423,9 @@ def test_writers_need_no_right_on_schema_usage(make_role: Callable[..., str], fi
     """A role with rights on the source alone inserts, updates and deletes, at the tail and late."""
     role = make_role()
     inserter = make_role()
-    filled.execute(f"grant insert, update, delete, select on {filled.source} to {role}; grant insert on {filled.source} to {inserter}")
+    filled.execute(
+        f"grant insert, update, delete, select on {filled.source} to {role}; grant insert on {filled.source} to {inserter}"
+    )
     if not filled.source.endswith("log"):
         filled.execute(f"grant usage on sequence public.events_id to {role}, {inserter}")
     for name in (role, inserter):
@@ -442,13 +450,19 @@ def test_host_role_creates_partitions(make_role: Callable[..., str], partitioned
         f"grant create on schema public to {role}"
     )
     with partitioned.connect(user=role) as host:
-        host.execute(b"select public.add_partition('events_next', -30, -40), public.add_partition('events_ancient', 400, 300)")
+        host.execute(
+            b"select public.add_partition('events_next', -30, -40), public.add_partition('events_ancient', 400, 300)"
+        )
         host.execute(b"create table public.loose (like public.events including all)")
         host.execute(
             b"alter table public.events attach partition public.loose for values from ('1999-01-01 00:00+00') to ('2000-01-01 00:00+00')"
         )
-        host.execute(b"insert into public.events (resource_type, created_at) values ('ai', now() - interval '350 days')")
-        host.execute(b"insert into public.events (resource_type, created_at) values ('ai', '1999-05-05'), ('ai', now() + interval '35 days')")
+        host.execute(
+            b"insert into public.events (resource_type, created_at) values ('ai', now() - interval '350 days')"
+        )
+        host.execute(
+            b"insert into public.events (resource_type, created_at) values ('ai', '1999-05-05'), ('ai', now() + interval '35 days')"
+        )
     assert pending(partitioned) == 2
     settled(partitioned)
     with partitioned.connect(user=role) as host:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from aggregator import fold, refresh
 from tests.harness import COLLECTIONS, Database, compare, snapshot
@@ -16,7 +24,14 @@ INSTANTS = st.one_of(
     st.integers(0, 40 * 24 * 60).map(lambda minutes: f"now() - interval '{minutes} min'"),
     st.integers(-5, 5).map(lambda minutes: f"now() + interval '{minutes} min'"),
     st.sampled_from(
-        ["'-infinity'", "'infinity'", "'0001-01-01'", "'0001-01-01 BC'", "'9999-12-31 23:59:59+00'", "'2025-10-26 00:30+00'"]
+        [
+            "'-infinity'",
+            "'infinity'",
+            "'0001-01-01'",
+            "'0001-01-01 BC'",
+            "'9999-12-31 23:59:59+00'",
+            "'2025-10-26 00:30+00'",
+        ]
     ),
     st.just("null"),
 )
@@ -107,14 +122,12 @@ def machine(db: Database) -> type[RuleBasedStateMachine]:
                         stop()
 
                     patch.setattr(fold, "apply_delta", apply)
-                try:
+                with contextlib.suppress(InterruptedError_):
                     refresh.refresh(
                         db.own,
                         db.settings.model_copy(update={"step_events": 1}),
                         progress=(lambda _step: None) if inside else stop,
                     )
-                except InterruptedError_:
-                    pass
 
         @rule()
         def verify(self) -> None:
@@ -123,7 +136,9 @@ def machine(db: Database) -> type[RuleBasedStateMachine]:
 
         @rule(since=INSTANTS, until=INSTANTS, place=PLACES)
         def window(self, since: str, until: str, place: str | None) -> None:
-            bounds = db.execute(f"select coalesce({since}, '-infinity')::timestamptz::text, ({until})::timestamptz::text")[0]
+            bounds = db.execute(
+                f"select coalesce({since}, '-infinity')::timestamptz::text, ({until})::timestamptz::text"
+            )[0]
             with snapshot(db.connection):
                 compare(db.connection, db.zone, [(bounds[0], bounds[1], place)], live=False)
 

@@ -105,7 +105,9 @@ def test_restored(
         copy.execute(f"grant usage on sequence public.events_id to {role}")
     with copy.connect(user=role) as writer:
         writer.execute(f"insert into {copy.source} (resource_type, created_at) values ('ai', now())".encode())
-        writer.execute(f"insert into {copy.source} (resource_type, created_at) values ('ai', now() - interval '1 day')".encode())
+        writer.execute(
+            f"insert into {copy.source} (resource_type, created_at) values ('ai', now() - interval '1 day')".encode()
+        )
     settled(copy)
 
 

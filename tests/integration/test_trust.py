@@ -59,8 +59,13 @@ def test_gap_between_two_looks(filled: Database) -> None:
     """A gap that opened and closed in one transaction is seen all the same."""
     run(
         filled,
-        "begin; alter table {source} disable trigger user; " + UNSEEN + ";"
-        + "".join(f"alter table {{source}} enable always trigger usage_{n};" for n in ("insert", "update", "delete", "truncate"))
+        "begin; alter table {source} disable trigger user; "
+        + UNSEEN
+        + ";"
+        + "".join(
+            f"alter table {{source}} enable always trigger usage_{n};"
+            for n in ("insert", "update", "delete", "truncate")
+        )
         + "commit",
     )
     assert "changed (triggers or file)" in str(doubt(filled))
@@ -78,7 +83,7 @@ def test_truncate_trigger_disabled(filled: Database) -> None:
     try:
         filled.verify(repair=True)
     except AggregatorError as exc:
-        assert "attach" in str(exc)  # noqa: PT017 -- refusing is as good as watching the file
+        assert "attach" in str(exc)
     run(filled, "truncate {source}")
     settled(filled, trusted=False)
     assert doubt(filled) is not None
@@ -134,13 +139,18 @@ def test_filled_partition_attached_beside_another_gap(partitioned: Database) -> 
     """A new partition's repair does not hide a gap elsewhere."""
     _loose(partitioned, rows=40)
     partitioned.execute(ATTACH_LOOSE)
-    run(partitioned, "alter table public.events_old disable trigger user; delete from public.events_old where id % 2 = 0")
+    run(
+        partitioned,
+        "alter table public.events_old disable trigger user; delete from public.events_old where id % 2 = 0",
+    )
     settled(partitioned, trusted=False)
     assert doubt(partitioned) is not None
     _repair(partitioned)
 
 
-@pytest.mark.parametrize("how", ["alter table public.events detach partition public.events_old", "drop table public.events_old"])
+@pytest.mark.parametrize(
+    "how", ["alter table public.events detach partition public.events_old", "drop table public.events_old"]
+)
 def test_partition_gone(partitioned: Database, how: str) -> None:
     """Rows that left with their partition no longer count; trust is off and says what to choose; repair follows."""
     partitioned.execute(how)
@@ -156,7 +166,9 @@ def test_partition_gone(partitioned: Database, how: str) -> None:
 
 def test_partition_detached_and_attached_again(partitioned: Database) -> None:
     """A partition that was away while its rows changed is recognised when it is back."""
-    bound = partitioned.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_old'::regclass")
+    bound = partitioned.scalar(
+        "select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_old'::regclass"
+    )
     partitioned.execute("alter table public.events detach partition public.events_old")
     partitioned.execute("delete from public.events_old where id % 2 = 0")
     partitioned.execute(f"alter table public.events attach partition public.events_old {bound}")
@@ -167,7 +179,9 @@ def test_partition_detached_and_attached_again(partitioned: Database) -> None:
 
 def test_new_empty_partition(partitioned: Database) -> None:
     """A new empty partition raises no doubt, and what is written to it is captured."""
-    partitioned.execute("select public.add_partition('events_ancient', 400, 300), public.add_partition('events_next', -30, -60)")
+    partitioned.execute(
+        "select public.add_partition('events_ancient', 400, 300), public.add_partition('events_next', -30, -60)"
+    )
     assert doubt(partitioned) is None
     run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() + interval '40 days')")
     assert doubt(partitioned) is None
@@ -188,7 +202,10 @@ def test_another_table_in_the_sources_place(filled: Database) -> None:
         f"alter table {{source}} rename to old_source; alter table public.copied rename to {name}",
     )
     assert f"another table bears the name {filled.source}" in str(doubt(filled))
-    run(filled, "insert into {source} (id, resource_type, created_at) overriding system value values (999, 'ai', now() - interval '1 day')")
+    run(
+        filled,
+        "insert into {source} (id, resource_type, created_at) overriding system value values (999, 'ai', now() - interval '1 day')",
+    )
     filled.execute("insert into public.old_source (resource_type, created_at) values ('ai', now() - interval '1 day')")
     settled(filled, trusted=False)
     _repair(filled)
@@ -243,7 +260,9 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
     if damage == "changed":
         assert [(d.event_count, str(d.total_value)) for d in found.shown] == [(-2, "-0.001")]
     if damage == "invented":
-        assert [(d.bucket, d.resource_type, d.event_count, d.rejected_count) for d in found.shown] == [("2020-02-01", "invented", -1, -4)]
+        assert [(d.bucket, d.resource_type, d.event_count, d.rejected_count) for d in found.shown] == [
+            ("2020-02-01", "invented", -1, -4)
+        ]
     repaired = plain.verify(repair=True)
     assert repaired.differences == found.differences
     rows = plain.execute("select rollup, count(*) from usage.restatement where reason = 'repaired' group by 1")
@@ -253,7 +272,9 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
 
 def test_repair_of_some_days_leaves_the_rest(plain: Database) -> None:
     """A repair of a range of days mends those only, and does not turn trust on."""
-    plain.execute("update usage.daily set total_value = total_value + 1; update usage.state set trusted = false, distrust_reason = 'test'")
+    plain.execute(
+        "update usage.daily set total_value = total_value + 1; update usage.state set trusted = false, distrust_reason = 'test'"
+    )
     day = plain.scalar("select max(day)::text from usage.daily where day < current_date - 3")
     upper = plain.scalar("select (%s::date + 1)::text", (day,))
     plain.verify(repair=True, since=day, until=upper)

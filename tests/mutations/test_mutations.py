@@ -64,7 +64,7 @@ def open_writer(db: Database) -> None:
     _filled(db)
     writer = db.connect(autocommit=False)
     _insert(writer)
-    committer = threading.Thread(target=lambda: (_wait_for_advance(db), writer.commit()))
+    committer = threading.Thread(target=_commit_later, args=(db, writer))
 
     def start() -> None:
         committer.start()
@@ -72,6 +72,11 @@ def open_writer(db: Database) -> None:
     _refresh(db, {frontier.SQL["mutex"]: start}, wait_timeout=20)
     committer.join()
     db.compare()
+
+
+def _commit_later(db: Database, writer: psycopg.Connection[Any]) -> None:
+    _wait_for_advance(db)
+    writer.commit()
 
 
 def _wait_for_advance(db: Database) -> None:
@@ -91,7 +96,7 @@ def newest_writer(db: Database) -> None:
     """The newest writer of all, with an id above the refresher's, saw the old frontier."""
     _filled(db)
     writer = db.connect(autocommit=False)
-    committer = threading.Thread(target=lambda: (_wait_for_advance(db), writer.commit()))
+    committer = threading.Thread(target=_commit_later, args=(db, writer))
 
     def write_after_the_refresher_has_its_id() -> None:
         db.own.execute("select pg_current_xact_id()")
@@ -200,7 +205,9 @@ def cut_days(db: Database) -> None:
         _insert(db.connection, f"{hour + 1} hours")
     db.refresh()
     for hours in range(3, 60, 7):
-        since, until = (str(db.scalar("select (now() - %s::interval)::text", (f"{h} hours 5 min",))) for h in (hours + 30, hours))
+        since, until = (
+            str(db.scalar("select (now() - %s::interval)::text", (f"{h} hours 5 min",))) for h in (hours + 30, hours)
+        )
         db.compare([(since, None, None), (since, until, None)])
 
 
@@ -220,13 +227,11 @@ def _no_wait(_db: Database, patch: pytest.MonkeyPatch) -> None:
 
 
 def _wait_by_snapshot(_db: Database, patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(
-        frontier.SQL, "writers", "select xid::text from pg_snapshot_xip(pg_current_snapshot()) xid"
-    )
+    patch.setitem(frontier.SQL, "writers", "select xid::text from pg_snapshot_xip(pg_current_snapshot()) xid")
 
 
 def _claim_outside_the_snapshot(_db: Database, patch: pytest.MonkeyPatch) -> None:
-    real = fold.transaction
+    real = db_module.transaction
 
     def read_committed(connection: Any, **options: Any) -> AbstractContextManager[None]:
         return real(connection, **{**options, "isolation": IsolationLevel.READ_COMMITTED})

