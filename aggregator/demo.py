@@ -83,11 +83,12 @@ def _time(connection: db.Connection, label: str, days: int = 30) -> tuple[str, f
 
 
 def _report(console: Console, timings: list[tuple[str, float, float, bool]]) -> bool:
-    console.print("\nBy collection, to the second, with 1,000 late changes not yet folded:")
+    console.print("\nBy collection, to the second; 1,000 events of the past were changed since the refresh:")
     for label, raw, rollups, equal in timings:
         console.print(
             f"  {label:26} raw {raw * 1000:8.1f} ms   rollups {rollups * 1000:8.1f} ms"
-            f"   {raw / rollups:6.1f} times as fast   {'equal' if equal else 'DIFFERENT'}"
+            f"   {raw / rollups:6.1f} times as fast   {'equal' if equal else 'DIFFERENT'}",
+            soft_wrap=True,
         )
     all_equal = all(equal for *_, equal in timings)
     console.print(

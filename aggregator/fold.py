@@ -78,6 +78,19 @@ def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterat
         yield read_state(connection)
 
 
+@contextlib.contextmanager
+def looking(connection: Connection, *, read_only: bool = True) -> Iterator[State]:
+    """Open a READ COMMITTED transaction that looks at the source or its partitions, be it at their catalog entries only.
+
+    As ``snapshot`` it never waits for a lock on them, one while it holds another: ``LockNotAvailable``, for
+    ``with_retries``.
+    """
+    source = source_name(connection)
+    with transaction(connection, read_only=read_only):
+        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+        yield read_state(connection)
+
+
 def source_name(connection: Connection) -> str:
     """Return the attached source's quoted name; raise NotAttachedError if there is none."""
     with transaction(connection, read_only=True):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
-from psycopg import IsolationLevel, sql
+from psycopg import sql
 
 from aggregator import capture, fold, frontier, verify
 from aggregator import sql as sql_files
@@ -26,8 +26,8 @@ from aggregator.settings import Settings
 SQL = sql_files.load("refresh")
 
 _SEQUENCE_BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
-_NEW_PARTITION = "is new and holds events"
-"""What usage.fingerprint_doubt() says of a partition that brought events along."""
+_NEW_PARTITION = " of the source is new and "
+"""What usage.fingerprint_doubt() says of a partition that brought events along, or lost some."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,16 @@ class _Run:
 
 def forecast(connection: Connection) -> Forecast:
     """Count what a refresh would fold, in one snapshot, and fold nothing."""
-    with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True):
-        state = fold.read_state(connection)
-        instant = state.sealed_until if state.truncated else state.frontier
-        events = _scalar(connection, "count_tail", **{"from": instant})
-        late = _scalar(connection, "count_late", frontier=instant)
-        return Forecast(instant, events, late, _doubts(connection)[1])
+    source = fold.source_name(connection)
+
+    def count() -> Forecast:
+        with fold.snapshot(connection, source, lock_state=False) as state:
+            instant = state.sealed_until if state.truncated else state.frontier
+            events = _scalar(connection, "count_tail", **{"from": instant})
+            late = _scalar(connection, "count_late", frontier=instant)
+            return Forecast(instant, events, late, _doubts(connection)[1])
+
+    return fold.with_retries(count)
 
 
 def refresh(
@@ -108,8 +112,7 @@ def refresh(
         target, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
         notes = [] if writers else _mend(connection, settings)
         _fold_up_to(connection, settings, run, source, None if writers else target, progress)
-        with transaction(connection, read_only=True):
-            _, doubt = _doubts(connection)
+        doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
     except BaseException as exc:
@@ -137,33 +140,63 @@ def _doubts(connection: Connection) -> tuple[str | None, str | None]:
     return row[0], row[1]
 
 
+def _doubt(connection: Connection) -> str | None:
+    with fold.looking(connection):
+        return _doubts(connection)[1]
+
+
+def _look(connection: Connection) -> tuple[fold.State, str | None, list[tuple[str, bool, bool]]]:
+    """Return the state, what the fingerprint says, and the new partitions; note what the operator has to repair."""
+    with fold.looking(connection, read_only=False) as state:
+        doubt, _ = _doubts(connection)
+        partitions = connection.execute(SQL["new_partitions"]).fetchall()
+        elsewhere = any(rewritten and gap for _, rewritten, gap in partitions)
+        if doubt is not None and (_NEW_PARTITION not in doubt or elsewhere):
+            fold.distrust(connection, doubt)
+            partitions = []
+        return state, doubt, partitions
+
+
+def _partition_span(connection: Connection, partition: str) -> tuple[str, str] | None:
+    """Return the days [from, to) of a partition's events below the frontier."""
+    with fold.looking(connection):
+        row = connection.execute(
+            sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(partition))
+        ).fetchone()
+        return None if row is None or row[0] is None else (row[0], row[1])
+
+
+def _accept_fingerprint(connection: Connection) -> None:
+    with fold.looking(connection, read_only=False):
+        connection.execute(SQL["accept_fingerprint"])
+
+
 def _mend(connection: Connection, settings: Settings) -> list[str]:
     """Repair by itself what can be: a sequence that was left behind, and partitions that brought events along.
 
     Runs after the wait, so no writer of before is open. What it cannot mend stays distrusted, for the operator.
     """
-    with transaction(connection):
-        state = fold.read_state(connection)
-        doubt, _ = _doubts(connection)
-        partitions = [name for (name,) in connection.execute(SQL["new_partitions"]).fetchall()]
-        if doubt is not None and _NEW_PARTITION not in doubt:
-            fold.distrust(connection, doubt)
-            return []
+    state, doubt, partitions = fold.with_retries(lambda: _look(connection))
     notes: list[str] = []
+    if doubt is not None and not partitions:
+        return notes
     if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND and not state.truncated:
         found = verify.verify(connection, settings, repair=True)
-        notes.append(
-            f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"
-        )
-    for name in partitions:
-        with transaction(connection, read_only=True):
-            span = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(name))).fetchone()
-        if span is not None and span[0] is not None and not state.truncated:
+        notes.append(f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired")
+    for name, rewritten, _ in partitions:
+        if state.truncated:
+            continue
+        if rewritten:
+            # Of which days the events were that went with it, nobody knows.
+            found = verify.verify(connection, settings, repair=True)
+            notes.append(f"partition {name} is new and was rewritten: {found.differences} differences of all days were repaired")
+            return notes
+        span = fold.with_retries(lambda name=name: _partition_span(connection, name))  # type: ignore[misc]
+        if span is not None:
             found = verify.verify(connection, settings, repair=True, since=span[0], until=span[1])
             notes.append(f"partition {name} is new: {found.differences} differences in its days were repaired")
     if partitions:
-        with transaction(connection):
-            connection.execute(SQL["accept_fingerprint"])
+        fold.with_retries(lambda: _accept_fingerprint(connection))
     return notes
 
 
@@ -281,10 +314,13 @@ def _add_raw(connection: Connection, lower: str, upper: str, zone: str) -> None:
 
 def _estimate(connection: Connection, target: str) -> int:
     """Return the planner's idea of how many events lie between the frontier and the target."""
-    with transaction(connection, read_only=True):
-        instant = fold.read_state(connection).frontier
-        plan = _scalar(connection, "estimate", **{"from": instant, "to": target})
-    return int(plan[0]["Plan"]["Plan Rows"])
+
+    def explain() -> int:
+        with fold.looking(connection) as state:
+            plan = _scalar(connection, "estimate", **{"from": state.frontier, "to": target})
+            return int(plan[0]["Plan"]["Plan Rows"])
+
+    return fold.with_retries(explain)
 
 
 def _finish(

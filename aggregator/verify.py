@@ -14,7 +14,7 @@ from typing import Literal
 
 from aggregator import fold, frontier
 from aggregator import sql as sql_files
-from aggregator.db import Connection, transaction
+from aggregator.db import Connection
 from aggregator.errors import AggregatorError, UsageError
 from aggregator.settings import Settings
 
@@ -83,15 +83,18 @@ def verify(
     A repair of all days turns trust on again, once capture is in order. Commits month by month. Raises UsageError for a
     range that is empty, sealed or in the future, and AggregatorError where trust could not be restored.
     """
-    with transaction(connection, read_only=True):
-        state = fold.read_state(connection)
-        row = connection.execute(
-            "select %(since)s::date < usage.local_day(now(), %(zone)s) + 1, coalesce(%(since)s::date < %(until)s::date, true),"
-            " %(since)s::date >= %(sealed)s::date, usage.doubt() is not null",
-            {"since": since or state.sealed_day, "until": until, "zone": state.time_zone, "sealed": state.sealed_day},
-        ).fetchone()
-        assert row is not None
-    begins_by_now, in_order, unsealed, doubtful = row
+
+    def look() -> tuple[fold.State, tuple[bool, ...]]:
+        with fold.looking(connection) as state:
+            row = connection.execute(
+                "select %(since)s::date < usage.local_day(now(), %(zone)s) + 1, coalesce(%(since)s::date < %(until)s::date, true),"
+                " %(since)s::date >= %(sealed)s::date, usage.doubt() is not null",
+                {"since": since or state.sealed_day, "until": until, "zone": state.time_zone, "sealed": state.sealed_day},
+            ).fetchone()
+            assert row is not None
+            return state, row
+
+    state, (begins_by_now, in_order, unsealed, doubtful) = fold.with_retries(look)
     if not in_order:
         raise UsageError("--since must be before --until")
     if not begins_by_now:
@@ -107,7 +110,10 @@ def verify(
     shown: list[Difference] = []
     day = since or state.sealed_day
     source = state.source
-    while (chunk := _next_chunk(connection, day, until or "infinity")) is not None:
+    while True:
+        chunk = fold.with_retries(lambda day=day: _next_chunk(connection, day, until or "infinity"))  # type: ignore[misc]
+        if chunk is None:
+            break
         found, some = fold.with_retries(
             lambda chunk=chunk: _verify_chunk(connection, source, *chunk, repair=repair)  # type: ignore[misc]
         )
@@ -117,12 +123,21 @@ def verify(
         day = chunk[1]
         progress(VerifyProgress(*chunk, differences))
     if reason is not None:
-        with transaction(connection):
-            connection.execute(SQL["believe"], {"reason": reason})
-    with transaction(connection, read_only=True):
-        doubt_row = connection.execute("select usage.doubt()").fetchone()
-        assert doubt_row is not None
-    return VerifyResult(months, differences, tuple(shown), repair, doubt_row[0] is None, doubt_row[0])
+        fold.with_retries(lambda: _believe(connection, reason))
+    doubt = fold.with_retries(lambda: _doubt(connection))
+    return VerifyResult(months, differences, tuple(shown), repair, doubt is None, doubt)
+
+
+def _believe(connection: Connection, reason: str) -> None:
+    with fold.looking(connection, read_only=False):
+        connection.execute(SQL["believe"], {"reason": reason})
+
+
+def _doubt(connection: Connection) -> str | None:
+    with fold.looking(connection):
+        row = connection.execute("select usage.doubt()").fetchone()
+        assert row is not None
+        return None if row[0] is None else str(row[0])
 
 
 def _prepare_trust(connection: Connection, settings: Settings) -> str:
@@ -130,26 +145,31 @@ def _prepare_trust(connection: Connection, settings: Settings) -> str:
 
     Return the reason for which trust is off: if another one is there afterwards, it is not to be turned on.
     """
-    with transaction(connection):
-        row = connection.execute(SQL["uncaptured"]).fetchone()
-        assert row is not None
-        if row[0] is not None:
-            raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
-        known = connection.execute(
-            SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"}
-        ).fetchone()
-        assert known is not None
+
+    def know() -> str:
+        with fold.looking(connection, read_only=False):
+            row = connection.execute(SQL["uncaptured"]).fetchone()
+            assert row is not None
+            if row[0] is not None:
+                raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
+            row = connection.execute(
+                SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"}
+            ).fetchone()
+            assert row is not None
+            return str(row[0])
+
+    reason = fold.with_retries(know)
     _, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
     if writers:
         raise AggregatorError(
             f"writers that may have gone uncaptured are still open: {'; '.join(writers)}; run verify --repair again when they have ended"
         )
-    return str(known[0])
+    return reason
 
 
 def _next_chunk(connection: Connection, day: str, until: str) -> tuple[str, str] | None:
     """Return the next days to compare, at most to the end of a month, skipping days with neither rows nor events."""
-    with transaction(connection, read_only=True):
+    with fold.looking(connection):
         row = connection.execute(SQL["next_bucket"], {"day": day}).fetchone()
         if row is None or row[0] is None:
             return None

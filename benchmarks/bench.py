@@ -45,7 +45,10 @@ say = Console(stderr=True, highlight=False)
 
 @dataclass
 class Line:
-    """One line of the report. ``ratio`` is base / ours for reads (more is better), ours / base for costs."""
+    """One line of the report.
+
+    ``ratio`` is base / ours for reads (more is better), ours / base for costs (less is) and for rates (more is).
+    """
 
     what: str
     base: list[float]
@@ -76,8 +79,9 @@ class Line:
 
     def as_json(self) -> dict[str, Any]:
         """Return the line with every single measurement."""
-        return {"what": self.what, "unit": self.unit, "base": self.base, "ours": self.ours,
-                "ratio": self.ratio, "better": "more" if self.faster else "less", "target": self.target, "missed_by": self.missed_by}  # fmt: skip
+        return {"what": self.what, "unit": self.unit, "base": self.base, "ours": self.ours, "ratio": self.ratio,
+                "better": "more" if self.faster else "less",
+                "target": self.target, "missed_by": self.missed_by}  # fmt: skip
 
     def _figures(self, values: list[float]) -> str:
         median = f"{statistics.median(values):,.{0 if statistics.median(values) >= 1000 else 1}f} {self.unit}"

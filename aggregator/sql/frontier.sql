@@ -17,9 +17,14 @@ select setval('usage.frontier_seq', greatest(
 -- The transaction ids of those who hold a write lock on the source or a partition. pg_locks is read once: a PREPARE
 -- TRANSACTION moves its locks to another holder meanwhile. By id lock and not by snapshot: pg_snapshot_xip() leaves out
 -- the newest writers.
-with lock as materialized (
+-- Partitions are looked up in pg_inherits: pg_partition_tree() would wait for the host's locks on them, holding others.
+with recursive lock as materialized (
     select l.locktype, l.database, l.relation, l.mode, l.granted, l.virtualtransaction, l.transactionid
       from pg_locks l
+), tree as (
+    select to_regclass(s.source)::oid as relid from usage.state s
+    union
+    select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid
 )
 select distinct id.transactionid::text
   from lock on_table
@@ -28,9 +33,7 @@ select distinct id.transactionid::text
    and on_table.granted
    and on_table.database = (select d.oid from pg_database d where d.datname = current_database())
    and on_table.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-   and on_table.relation in (select t.relid from usage.state s, pg_partition_tree(to_regclass(s.source)) t
-                             union all
-                             select to_regclass(s.source) from usage.state s)
+   and on_table.relation in (select t.relid from tree t)
    and id.locktype = 'transactionid'
    and id.mode = 'ExclusiveLock'
    and id.granted
@@ -46,7 +49,9 @@ select l.transactionid::text
 select coalesce('prepared transaction ' || quote_literal(p.gid) || ', since ' || date_trunc('second', p.prepared)::text,
                 'pid ' || l.pid
                 || coalesce(' (' || nullif(a.application_name, '') || ')', '')
-                || coalesce(', open for ' || date_trunc('second', clock_timestamp() - a.xact_start)::text, ''))
+                || coalesce(', open for ' || date_trunc('second', clock_timestamp() - a.xact_start)::text, ''),
+                -- between being prepared and being listed so, or ended
+                'transaction ' || l.transactionid::text)
   from pg_locks l
   left join pg_prepared_xacts p on p.transaction = l.transactionid
   left join pg_stat_activity a on a.pid = l.pid

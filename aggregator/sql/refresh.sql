@@ -10,8 +10,11 @@ select s.source is not null and isfinite(s.frontier)
 select usage.fingerprint_doubt(), usage.doubt()
 
 -- new_partitions --
--- Partitions that the fingerprint does not know.
-select quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+-- Partitions that the fingerprint does not know; whether truncated or rewritten since they were made, so that late
+-- changes may be left of events that went unseen; whether there is a gap in capture elsewhere.
+select quote_ident(n.nspname) || '.' || quote_ident(c.relname),
+       usage.is_rewritten(c.oid, usage.fingerprint() ->> c.oid::text),
+       usage.uncaptured() is not null
   from usage.state s, pg_partition_tree(to_regclass(s.source)) t
   join pg_class c on c.oid = t.relid
   join pg_namespace n on n.oid = c.relnamespace

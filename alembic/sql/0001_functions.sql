@@ -260,6 +260,12 @@ return case capture_mode when 'origin' then trigger_states like 'usage_delete O 
                          else trigger_states like 'usage_delete A %usage_insert A %usage_update A %' end;
 comment on function usage.is_captured(text, text) is 'Whether the trigger states of a fingerprint''s entry are those of working capture.';
 
+create function usage.is_rewritten(relation oid, trigger_states text) returns boolean
+language sql immutable parallel safe
+return trigger_states like '% file %' and trigger_states not like '% file ' || relation;
+comment on function usage.is_rewritten(oid, text) is
+'Whether a leaf without truncate trigger was truncated or rewritten since it was made: a table''s first file has its oid''s number.';
+
 create function usage.uncaptured() returns text
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -312,6 +318,9 @@ begin
                into filled using s.frontier;
             if filled then
                 return format('partition %s of the source is new and holds events below the frontier: run aggregator refresh',
+                              relation.oid::regclass);
+            elsif usage.is_rewritten(relation.oid, relation.new) then
+                return format('partition %s of the source is new and was truncated or rewritten: run aggregator refresh',
                               relation.oid::regclass);
             end if;
         end if;

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aggregator import verify
 from aggregator.errors import AggregatorError
 from tests.harness import Database
 from tests.integration.sources import Background, await_true, doubt, pending, run, settled
@@ -139,8 +140,8 @@ def test_writer_open_for_long(filled: Database) -> None:
     assert filled.scalar("select frontier from usage.state") == frontier
     assert doubt(filled) is None
     filled.compare()
-    run = filled.execute("select status, waited_for from usage.refresh_run order by id desc limit 1")
-    assert run == [("partial", result.waited_for[0])]
+    recorded = filled.execute("select status, waited_for from usage.refresh_run order by id desc limit 1")
+    assert recorded == [("partial", result.waited_for[0])]
     writer.commit()
     filled.compare()
     result = filled.refresh()
@@ -163,8 +164,6 @@ def test_prepared_transaction_open_for_long(filled: Database) -> None:
     filled.compare()
     with pytest.raises(AggregatorError, match="prepared transaction"):
         filled.execute("update usage.state set trusted = false, distrust_reason = 'a test says so'")
-        from aggregator import verify
-
         verify.verify(filled.own, filled.settings.model_copy(update={"wait_timeout": 0.1}), repair=True)
     filled.execute(f"commit prepared '{quoted}'")
     assert filled.verify(repair=True).trusted

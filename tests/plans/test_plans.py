@@ -1,0 +1,238 @@
+"""The plans of the reads, as auto_explain sees them inside our functions: an EXPLAIN of the call shows only a Result."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from aggregator import sample
+from tests.harness import Database
+
+READS = (
+    "select * from usage.by_collection({window})",
+    "select * from usage.ai_drilldown({window})",
+    "select * from usage.daily_series({window})",
+    "select usage.overview({window})",
+)
+
+TAIL = 500
+
+Node = dict[str, Any]
+
+_numbers = itertools.count()
+
+
+class Window(NamedTuple):
+    """[since, until) in SQL, and whether one collection is asked for."""
+
+    since: str
+    until: str | None = None
+    one_collection: bool = False
+
+
+WINDOWS = [
+    Window(f"now() - interval '{days} days'", until, one_collection)
+    for days in (30, 365)
+    for until in (None, "now() - interval '75 hours'")
+    for one_collection in (False, True)
+]
+
+
+@pytest.fixture(scope="module")
+def filled(server: str, template: str) -> Iterator[str]:
+    """A database with a year of events, refreshed, and then a tail: to be copied for each test."""
+    name = f"aggregator_plans_{os.getpid()}"
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as admin:
+        admin.execute(f"create database {name} template {template}".encode())
+        database = Database(server, name, "UTC", {})
+        try:
+            database.execute("drop table public.resource_usage_log, public.nodes")
+            sample.create_sample(database.own, events=50_000, days=365, collections=50, until=None)
+            database.attach()
+            database.refresh()
+            database.execute(
+                "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+                " select collection_id, resource_type, detail, clock_timestamp()"
+                f" from public.resource_usage_log order by id desc limit {TAIL}"
+            )
+            database.execute("vacuum analyze")
+        finally:
+            database.close()
+        yield name
+        admin.execute(f"drop database if exists {name} with (force)".encode())
+
+
+@pytest.fixture
+def history(server: str, filled: str) -> Iterator[Database]:
+    """A copy of that database, for one test."""
+    name = f"{filled}_{next(_numbers)}"
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as admin:
+        admin.execute(f"create database {name} template {filled}".encode())
+        database = Database(server, name, "UTC", {})
+        yield database
+        database.close()
+        admin.execute(f"drop database if exists {name} with (force)".encode())
+
+
+def _collection(db: Database) -> str:
+    """Return a collection of middling size."""
+    return str(
+        db.scalar(
+            "select collection_id::text from usage.monthly_collection where collection_id is not null"
+            " group by 1 order by sum(event_count) desc offset 10 limit 1"
+        )
+    )
+
+
+def _plans(db: Database, query: str) -> list[Node]:
+    """Run a query and return the plans of all the statements it ran."""
+    plans: list[Node] = []
+
+    def collect(notice: psycopg.errors.Diagnostic) -> None:
+        text = notice.message_primary or ""
+        if text.startswith("duration: "):
+            plans.append(json.loads(text[text.index("{") :]))
+
+    connection = db.connect()
+    connection.execute("load 'auto_explain'")
+    connection.execute(
+        "set client_min_messages = notice; set auto_explain.log_level = notice; set auto_explain.log_format = json;"
+        "set auto_explain.log_nested_statements = on; set auto_explain.log_min_duration = 0"
+    )
+    connection.add_notice_handler(collect)
+    connection.execute(query.encode())
+    connection.close()
+    return [plan["Plan"] for plan in plans]
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.get("Plans", []):
+        yield from _nodes(child)
+
+
+def _check(db: Database, read: str, window: Window) -> None:
+    """Assert that the source is reached through its index on created_at, within bounds, and by nothing else."""
+    arguments = [window.since, window.until or "null", f"'{_collection(db)}'" if window.one_collection else "null"]
+    plans = _plans(db, read.format(window=", ".join(arguments)))
+    nodes = [node for plan in plans for node in _nodes(plan)]
+    called = {node["Function Name"] for node in nodes if node["Node Type"] == "Function Scan"}
+    assert "window_rows" in called, f"{read}: no plans of the functions inside were seen: {called}"
+    assert not called & {"measured", "event", "collection"}, f"{read}: not inlined: {called}"
+
+    source_scans = [node for node in nodes if node.get("Relation Name") == "resource_usage_log"]
+    assert source_scans, f"{read}: the tail must be read from the source"
+    for node in source_scans:
+        assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, _text(node)
+    conditions = [
+        node.get("Index Cond", "") for node in nodes if "resource_usage_log" in node.get("Index Name", "")
+    ]
+    assert len(conditions) == len(source_scans), "every scan of the source is one of its index"
+    for condition in conditions:
+        assert "created_at >= " in condition, condition
+    open_ended = [condition for condition in conditions if "created_at < " not in condition]
+    assert len(open_ended) <= (1 if window.until is None else 0), f"{read}: scans without an upper bound: {open_ended}"
+
+    if window.one_collection:
+        for node in nodes:
+            if node.get("Relation Name") in {"daily", "daily_collection"}:
+                assert node["Node Type"] != "Seq Scan", _text(node)
+
+
+def _text(node: Node) -> str:
+    return json.dumps({key: value for key, value in node.items() if key != "Plans"})
+
+
+def test_the_source_is_read_by_its_index_within_bounds(history: Database) -> None:
+    """Whatever is asked, the source is read by ranges of created_at, and days of one collection by an index."""
+    closed = [window for window in WINDOWS if window.until is not None]
+    for read in READS:
+        for window in WINDOWS:
+            if window not in closed:
+                _check(history, read, window)
+    # A closed window has two raw edges and no tail.
+    for read in READS:
+        for window in closed:
+            _check(history, read, window)
+
+
+def test_at_most_half_a_day_at_each_end_and_the_tail_are_read_raw(history: Database) -> None:
+    """The receipt's raw rows are no more than the shorter part of each cut day, and the tail."""
+    edge = """
+        (select count(*) from public.resource_usage_log e,
+                (select {at} as at, date_trunc('day', {at}, 'UTC') as first_at) cut
+          where e.created_at < (select frontier from usage.state)
+            and case when cut.at - cut.first_at < interval '12 hours'
+                     then e.created_at >= cut.first_at and e.created_at < cut.at
+                     else e.created_at >= cut.at and e.created_at < cut.first_at + interval '1 day' end)"""
+    for window in WINDOWS:
+        if window.one_collection:
+            continue
+        allowed = edge.format(at=window.since)
+        if window.until is None:
+            allowed += (
+                "+ (select count(*) from public.resource_usage_log where created_at >= (select frontier from usage.state))"
+            )
+        else:
+            allowed += "+" + edge.format(at=window.until)
+        most, raw, exact, rollup = history.execute(
+            f"select {allowed}, r.raw_rows, r.exact, r.rollup_rows"
+            f" from usage.receipt({window.since}, {window.until or 'null'}) r"
+        )[0]
+        assert exact
+        assert rollup > 0
+        assert raw <= most, f"{window}: {raw} raw rows, at most {most} expected"
+        assert most < 2 * TAIL, "or this test says nothing"
+
+
+def test_a_read_works_out_its_window_without_reading_events(history: Database) -> None:
+    """Finding the parts of a window touches usage.state and catalogs only."""
+    plans = _plans(history, "select usage.window_parts(now() - interval '30 days', null)")
+    relations = {node["Relation Name"] for plan in plans for node in _nodes(plan) if "Relation Name" in node}
+    assert relations
+    assert relations <= {"state", "truncate_marker", "frontier_seq"} | {
+        name for name in relations if name.startswith("pg_")
+    }
+
+
+def _drop_index(db: Database) -> None:
+    db.execute("drop index public.resource_usage_log_created_at")
+
+
+_EVENT = (
+    "create or replace function usage.event()"
+    " returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb) "
+)
+_SELECT = "select e.created_at, e.collection_id, e.resource_type, e.detail from public.resource_usage_log e"
+
+
+def _fence(db: Database) -> None:
+    """No bound gets past an OFFSET 0."""
+    db.execute(f"{_EVENT} language sql stable as $$ {_SELECT} offset 0 $$")
+
+
+def _opaque(db: Database) -> None:
+    """A plpgsql function is not inlined."""
+    db.execute(f"{_EVENT} language plpgsql stable as $$ begin return query {_SELECT}; end $$")
+
+
+def _not_inlinable(db: Database) -> None:
+    """A SQL function with a SET clause is not inlined."""
+    db.execute(f"{_EVENT} language sql stable set search_path = pg_catalog, pg_temp as $$ {_SELECT} $$")
+
+
+@pytest.mark.parametrize("break_it", [_drop_index, _fence, _opaque, _not_inlinable])
+def test_the_check_sees_a_broken_plan(history: Database, break_it: Callable[[Database], None]) -> None:
+    """Mutations: without the index, or with the bounds hidden from the planner, the check fails for every read."""
+    for read in READS:
+        _check(history, read, Window("now() - interval '30 days'"))
+    break_it(history)
+    for read in READS:
+        with pytest.raises(AssertionError):
+            _check(history, read, Window("now() - interval '30 days'"))
