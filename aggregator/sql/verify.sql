@@ -1,7 +1,7 @@
 -- Run-time SQL of verify: both sides of the identity, by key, in one snapshot.
 
 -- next_bucket --
--- The first day from a given one on, below the frontier, that has rollup rows or events; null: none.
+-- The first day from a given one on, below the frontier, that has rollup rows, events or late changes; null: none.
 select least(
            (select min(d.day) from usage.daily d where d.day >= %(day)s::date),
            (select min(c.day) from usage.daily_collection c where c.day >= %(day)s::date),
@@ -10,6 +10,9 @@ select least(
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
+           (select usage.local_day(l.created_at, s.time_zone) from usage.late_change l
+             where l.created_at >= usage.day_start(%(day)s::date, s.time_zone) and l.created_at < s.frontier
+             order by l.created_at limit 1),
            (select usage.local_day(e.created_at, s.time_zone) from usage.event() e
              where e.created_at >= usage.day_start(%(day)s::date, s.time_zone) and e.created_at < s.frontier
              order by e.created_at limit 1))::text

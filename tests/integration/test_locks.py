@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,12 +39,12 @@ def test_partitions_locked_in_the_opposite_order(partitioned: Database, command:
         partitioned.execute("update usage.state set trusted = false, distrust_reason = 'a test says so'")
     host = partitioned.connect(autocommit=False)
     host.execute(b"lock table public.events_new in access exclusive mode")
-    work = {
+    works: dict[str, Callable[[], object]] = {
         "refresh": lambda: partitioned.refresh(wait_timeout=60),
         "verify": partitioned.verify,
         "repair": lambda: partitioned.verify(repair=True),
-    }[command]
-    ours = Background(work)
+    }
+    ours = Background(works[command])
     # Past our own deadlock check, if we wait for a lock: from then on it is the host's that would find the deadlock.
     deadline = time.monotonic() + 1.5
     await_true(lambda: time.monotonic() > deadline or not ours.alive, "the deadlock timeout", 30)
