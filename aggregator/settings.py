@@ -35,9 +35,9 @@ class Settings(BaseSettings):
         default=60.0, ge=0, description="Seconds that a refresh waits for open writers before it leaves the tail raw."
     )
     lock_timeout: float = Field(
-        default=2.0, gt=0, description="Seconds that one try of attach or detach waits for a lock on the source."
+        default=0.5, gt=0, description="Seconds that one try of attach or detach waits for a lock on the source."
     )
-    lock_retries: int = Field(default=30, ge=0, description="Further tries of attach or detach for that lock.")
+    lock_retries: int = Field(default=60, ge=0, description="Further tries of attach or detach for that lock.")
 
     @field_validator("time_zone")
     @classmethod
