@@ -160,9 +160,7 @@ def _look(connection: Connection) -> tuple[fold.State, str | None, list[tuple[st
 def _partition_span(connection: Connection, partition: str) -> tuple[str, str] | None:
     """Return the days [from, to) of a partition's events below the frontier."""
     with fold.looking(connection):
-        row = connection.execute(
-            sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(partition))
-        ).fetchone()
+        row = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(partition))).fetchone()
         return None if row is None or row[0] is None else (row[0], row[1])
 
 
@@ -182,14 +180,18 @@ def _mend(connection: Connection, settings: Settings) -> list[str]:
         return notes
     if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND and not state.truncated:
         found = verify.verify(connection, settings, repair=True)
-        notes.append(f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired")
+        notes.append(
+            f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"
+        )
     for name, rewritten, _ in partitions:
         if state.truncated:
             continue
         if rewritten:
             # Of which days the events were that went with it, nobody knows.
             found = verify.verify(connection, settings, repair=True)
-            notes.append(f"partition {name} is new and was rewritten: {found.differences} differences of all days were repaired")
+            notes.append(
+                f"partition {name} is new and was rewritten: {found.differences} differences of all days were repaired"
+            )
             return notes
         span = fold.with_retries(lambda name=name: _partition_span(connection, name))  # type: ignore[misc]
         if span is not None:

@@ -89,7 +89,12 @@ def verify(
             row = connection.execute(
                 "select %(since)s::date < usage.local_day(now(), %(zone)s) + 1, coalesce(%(since)s::date < %(until)s::date, true),"
                 " %(since)s::date >= %(sealed)s::date, usage.doubt() is not null",
-                {"since": since or state.sealed_day, "until": until, "zone": state.time_zone, "sealed": state.sealed_day},
+                {
+                    "since": since or state.sealed_day,
+                    "until": until,
+                    "zone": state.time_zone,
+                    "sealed": state.sealed_day,
+                },
             ).fetchone()
             assert row is not None
             return state, row

@@ -22,7 +22,10 @@ config.attributes["run_sql"] = run_sql
 options = {"version_table": "alembic_version", "version_table_schema": "usage", "transaction_per_migration": True}
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", output_buffer=config.output_buffer, **options)
+    # With the default style a percent sign would come out doubled.
+    context.configure(
+        dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, output_buffer=config.output_buffer, **options
+    )
     with context.begin_transaction():
         context.run_migrations()
 else:

@@ -100,23 +100,33 @@ as $$ begin raise object_not_in_prerequisite_state using message = 'not attached
 -- The source is known by its name, so a restored database needs no new function; PUBLIC may execute this (or the
 -- host's role could not create a partition), so a trigger on any other table does nothing.
 declare
-    source   constant oid := pg_catalog.to_regclass({name});
-    frontier constant timestamptz := usage.frontier_for_writers();
-    seal     constant timestamptz := usage.seal_for_writers();
+    frontier timestamptz;
+    seal     timestamptz;
 begin
-    if not coalesce(tg_relid = source or pg_catalog.pg_partition_root(tg_relid) = source, false) then
+    if not coalesce(tg_relid = pg_catalog.to_regclass({name})::oid
+                    or pg_catalog.pg_partition_root(tg_relid) = pg_catalog.to_regclass({name})::oid, false) then
         return null;
     end if;
-    -- Deletes and updates below the seal are a purge, and ignored; whatever comes to be there adds.
-    if tg_op in ('DELETE', 'UPDATE') and old.created_at is not null
+    if tg_op = 'INSERT' then
+        -- WHEN has found it late, or without an instant. Whatever comes to be there adds, also below the seal.
+        if new.created_at is not null then
+            insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
+            values (1, new.created_at, new.collection_id, new.resource_type, new.detail);
+        end if;
+        return null;
+    end if;
+    frontier := usage.frontier_for_writers();
+    seal := usage.seal_for_writers();
+    -- Deletes and updates below the seal are a purge, and ignored.
+    if old.created_at is not null
        and coalesce(old.created_at < frontier, true) and coalesce(old.created_at >= seal, true)
     then
         insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
         values (-1, old.created_at, old.collection_id, old.resource_type, old.detail);
     end if;
-    if tg_op in ('INSERT', 'UPDATE') and new.created_at is not null
+    if tg_op = 'UPDATE' and new.created_at is not null
        and coalesce(new.created_at < frontier, true)
-       and (tg_op = 'INSERT' or coalesce(old.created_at >= seal or new.created_at >= seal, true))
+       and coalesce(old.created_at >= seal or new.created_at >= seal, true)
     then
         insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
         values (1, new.created_at, new.collection_id, new.resource_type, new.detail);

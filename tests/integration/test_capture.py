@@ -185,7 +185,7 @@ def test_direct_writes_to_partitions(partitioned: Database) -> None:
         rows = partitioned.scalar(f"select count(*) from public.{partition}")
         assert rows > 0
         before = pending(partitioned)
-        partitioned.execute(f"update public.{partition} set detail = '{{\"tokens_in\": 1, \"job_type\": \"{partition}\"}}'")
+        partitioned.execute(f'update public.{partition} set detail = \'{{"tokens_in": 1, "job_type": "{partition}"}}\'')
         assert pending(partitioned) == before + 2 * rows
         partitioned.execute(f"delete from public.{partition} where note like '%3'")
         partitioned.execute(

@@ -130,9 +130,7 @@ def _check(db: Database, read: str, window: Window) -> None:
     assert source_scans, f"{read}: the tail must be read from the source"
     for node in source_scans:
         assert node["Node Type"] in {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}, _text(node)
-    conditions = [
-        node.get("Index Cond", "") for node in nodes if "resource_usage_log" in node.get("Index Name", "")
-    ]
+    conditions = [node.get("Index Cond", "") for node in nodes if "resource_usage_log" in node.get("Index Name", "")]
     assert len(conditions) == len(source_scans), "every scan of the source is one of its index"
     for condition in conditions:
         assert "created_at >= " in condition, condition
@@ -176,9 +174,7 @@ def test_at_most_half_a_day_at_each_end_and_the_tail_are_read_raw(history: Datab
             continue
         allowed = edge.format(at=window.since)
         if window.until is None:
-            allowed += (
-                "+ (select count(*) from public.resource_usage_log where created_at >= (select frontier from usage.state))"
-            )
+            allowed += "+ (select count(*) from public.resource_usage_log where created_at >= (select frontier from usage.state))"
         else:
             allowed += "+" + edge.format(at=window.until)
         most, raw, exact, rollup = history.execute(

@@ -1,0 +1,219 @@
+"""Migrations: up, down, offline, and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from aggregator import capture, migrations
+from aggregator.settings import Settings
+from tests.harness import SCHEMA, Database
+
+CATALOG = """
+select 'relation', c.relname::text, c.relkind::text, coalesce(obj_description(c.oid, 'pg_class'), ''), '' from pg_class c
+ where c.relnamespace = 'usage'::regnamespace and c.relname not like 'alembic_version%'
+union all
+select 'column', c.relname || '.' || a.attname, format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull,
+       coalesce(col_description(c.oid, a.attnum), ''), coalesce(pg_get_expr(d.adbin, d.adrelid), '')
+  from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+  left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+ where c.relnamespace = 'usage'::regnamespace and c.relname not like 'alembic_version%'
+union all
+select 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid), coalesce(obj_description(p.oid, 'pg_proc'), ''),
+       coalesce(p.proacl::text, '')
+  from pg_proc p where p.pronamespace = 'usage'::regnamespace
+union all
+select 'constraint', c.conname::text, pg_get_constraintdef(c.oid), '', '' from pg_constraint c
+ where c.connamespace = 'usage'::regnamespace and c.conname not like 'alembic_version%'
+union all
+select 'index', i.indexname::text, i.indexdef, '', '' from pg_indexes i
+ where i.schemaname = 'usage' and i.indexname not like 'alembic_version%'
+union all
+select 'view', v.viewname::text, v.definition, '', '' from pg_views v where v.schemaname = 'usage'
+union all
+select 'materialized view', v.matviewname::text, v.definition, '', '' from pg_matviews v where v.schemaname = 'usage'
+order by 1, 2, 3
+"""
+
+
+def catalog(dsn: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(CATALOG.encode()).fetchall()
+
+
+@pytest.fixture
+def empty(server: str, db: Database) -> Iterator[Database]:
+    """A database with the source and no schema usage, beside that of ``db``."""
+    name = f"{db.name}_empty"
+    db.execute(f"create database {name} template template0 encoding 'UTF8'")
+    with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
+        connection.execute(SCHEMA.encode())
+    database = Database(server, name, "UTC", {})
+    yield database
+    database.close()
+    db.execute(f"drop database {name} with (force)")
+
+
+def left_behind(db: Database) -> list[tuple[Any, ...]]:
+    return db.execute(
+        "select 'schema' from pg_namespace where nspname = 'usage'"
+        " union all select tgname::text from pg_trigger where tgname like 'usage%'"
+        " union all select proname::text from pg_proc where prosrc like '%usage.%' and pronamespace <> 'pg_catalog'::regnamespace"
+        " union all select relname::text from pg_class where relname like 'alembic%'"
+    )
+
+
+def test_up_down_and_up_again(empty: Database) -> None:
+    """Down to base leaves nothing behind, also from a database that is attached and filled; up again works."""
+    for _ in range(2):
+        assert migrations.upgrade(empty.settings) == (None, migrations.head())
+        assert migrations.upgrade(empty.settings) == (migrations.head(), migrations.head())
+        empty.attach()
+        empty.insert("2026-03-01 00:00+00")
+        empty.refresh()
+        empty.compare()
+        assert migrations.downgrade(empty.settings) == migrations.head()
+        assert left_behind(empty) == []
+        assert migrations.downgrade(empty.settings) is None
+
+
+def test_sealed_history_is_not_thrown_away(empty: Database) -> None:
+    """Down refuses while there is sealed history, unless told to discard it."""
+    migrations.upgrade(empty.settings)
+    empty.attach()
+    empty.insert("2026-03-01 00:00+00")
+    empty.refresh()
+    empty.execute("update usage.state set sealed_until = '2026-02-01 00:00+00'")
+    with pytest.raises(capture.SealedHistoryError, match="--discard-sealed"):
+        migrations.downgrade(empty.settings)
+    empty.compare()
+    migrations.downgrade(empty.settings, discard_sealed=True)
+    assert left_behind(empty) == []
+
+
+def test_offline_sql_makes_the_same_schema(new_database: Any, empty: Database) -> None:
+    """``migrate --sql`` prints what an online migration does, and ``--down --sql`` the way back."""
+    online = new_database()
+    empty.execute(migrations.offline_sql())
+    assert catalog(empty.dsn) == catalog(online.dsn)
+    assert migrations.current(empty.own) == migrations.head()
+    empty.attach()
+    empty.compare()
+    capture.detach(empty.own, empty.settings)
+    empty.execute(migrations.offline_sql(down=True))
+    assert left_behind(empty) == []
+
+
+def test_everything_is_commented(db: Database) -> None:
+    """Every relation, function and type has a comment, and every column of the tables that people read."""
+    lacking = [
+        row[:2]
+        for row in catalog(db.dsn)
+        if row[0] in {"relation", "function"}
+        and not row[3]
+        and row[2] not in {"i", "c"}
+        and not row[1].endswith("_id_seq")
+    ]
+    assert lacking == []
+    assert db.execute(
+        "select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
+        " where c.relnamespace = 'usage'::regnamespace and c.relkind = 'r'"
+        " and c.relname in ('state', 'daily', 'daily_collection', 'daily_total', 'monthly', 'monthly_collection', 'metric', 'late_change')"
+        " and a.attname <> 'id' and col_description(c.oid, a.attnum) is null"
+    ) == []  # fmt: skip
+    assert db.scalar("select obj_description('usage'::regnamespace, 'pg_namespace') is not null")
+
+
+def test_functions_are_closed_and_fixed(db: Database) -> None:
+    """SECURITY DEFINER only with a fixed search_path; EXECUTE for PUBLIC only on the trigger functions."""
+    assert db.execute(
+        "select oid::regprocedure::text from pg_proc where pronamespace = 'usage'::regnamespace and prosecdef"
+        " and not coalesce(proconfig::text like '%search_path=pg_catalog, pg_temp%', false)"
+    ) == []  # fmt: skip
+    assert db.execute(
+        "select proname::text from pg_proc where pronamespace = 'usage'::regnamespace"
+        " and has_function_privilege('public', oid, 'execute') order by 1"
+    ) == [("capture",), ("capture_truncate",)]
+    assert db.execute(
+        "select c.relname from pg_class c where c.relnamespace = 'usage'::regnamespace and c.relkind in ('r', 'v', 'm')"
+        " and has_table_privilege('public', c.oid, 'select')"
+    ) == []  # fmt: skip
+
+
+def test_what_is_refused(server: str, db: Database) -> None:
+    """Another encoding than UTF8, and a role that may not create the schema: one line that says what to do."""
+    name = f"{db.name}_other"
+    db.execute(f"create database {name} template template0 encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C'")
+    try:
+        with pytest.raises(migrations.SchemaError, match="UTF8"):
+            migrations.upgrade(Settings(database_url=f"{server} dbname={name}"))  # type: ignore[arg-type]
+    finally:
+        db.execute(f"drop database {name} with (force)")
+    db.execute(f"create database {name} template template0 encoding 'UTF8'")
+    try:
+        db.execute("drop role if exists may_not_create")
+        db.execute("create role may_not_create login")
+        dsn = f"{server} dbname={name}".replace("user=postgres", "user=may_not_create")
+        with pytest.raises(migrations.SchemaError, match="GRANT CREATE"):
+            migrations.upgrade(Settings(database_url=dsn))  # type: ignore[arg-type]
+    finally:
+        db.execute(f"drop database {name} with (force)")
+        db.execute("drop role may_not_create")
+
+
+def test_materialized_views(db: Database) -> None:
+    """trailing and monthly_ranking are right when refreshed by hand, concurrently too, with null keys."""
+    for days in (0, 1, 2, 7, 8, 29, 31, 59, 60, 61, 89, 200, 364, 366):
+        for collection, kind in ((0, "ai"), (1, "ai"), (None, "tts"), (2, None)):
+            db.execute(
+                "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+                " select case when %s::int is null then null else ('00000000-0000-0000-0000-00000000000' || %s + 1)::uuid end, %s,"
+                " jsonb_build_object('tokens_in', %s, 'characters', 2.5), now() - make_interval(days => %s)",
+                (collection, collection, kind, days + 1, days),
+            )
+    db.refresh()
+    db.insert("2026-01-05 00:00+00", "ai", 0, '{"tokens_in": 5}')  # pending counts too
+    for how in ("", "concurrently "):
+        db.execute(f"refresh materialized view {how}usage.trailing")
+        db.execute(f"refresh materialized view {how}usage.monthly_ranking")
+    with db.connect(row_factory=dict_row) as connection:
+        rows = connection.execute(b"select * from usage.trailing").fetchall()
+        as_of = db.scalar("select (now() at time zone 'UTC')::date")
+        for name, first, last in (
+            ("1d", 1, 0),
+            ("7d", 7, 0),
+            ("30d", 30, 0),
+            ("90d", 90, 0),
+            ("365d", 365, 0),
+            ("previous_30d", 60, 30),
+        ):
+            expected = connection.execute(
+                b"select collection_id, resource_type, count(*) as n, coalesce(sum(case resource_type when 'ai' then (detail->>'tokens_in')::numeric"
+                b" when 'tts' then (detail->>'characters')::numeric end), 0) as total from public.resource_usage_log"
+                b" where created_at >= %s::timestamp at time zone 'UTC' and created_at < %s::timestamp at time zone 'UTC'"
+                b" group by 1, 2",
+                (as_of - timedelta(days=first), as_of - timedelta(days=last)),
+            ).fetchall()
+            found = {
+                (r["collection_id"], r["resource_type"]): (r[f"event_count_{name}"], r[f"total_value_{name}"])
+                for r in rows
+            }
+            for row in expected:
+                got = found[row["collection_id"], row["resource_type"]]
+                assert got == (row["n"], row["total"]), name
+        assert {r["as_of_day"] for r in rows} == {as_of}
+        ranking = connection.execute(b"select * from usage.monthly_ranking order by month").fetchall()
+        for row in ranking:
+            of_type = [r for r in ranking if (r["month"], r["resource_type"]) == (row["month"], row["resource_type"])]
+            assert row["rank"] == 1 + sum(other["total_value"] > row["total_value"] for other in of_type)
+            total = sum(other["total_value"] for other in of_type)
+            assert row["share"] is None if total == 0 else abs(row["share"] - row["total_value"] / total) < 1e-9
+            before = (row["month"] - timedelta(days=1)).replace(day=1)
+            key = ("collection_id", "resource_type", "job_type", "model_level")
+            previous = [r["total_value"] for r in ranking if r["month"] == before and all(r[k] == row[k] for k in key)]
+            assert row["change"] == row["total_value"] - (previous[0] if previous else 0)
