@@ -70,8 +70,12 @@ def test_restatements_tell_what_changed(db: Database) -> None:
     db.refresh()
     db.insert("2026-01-02 10:00+00", "ai", 1, '{"tokens_in": "no"}')
     db.insert("2026-01-02 11:00+00", "ai", 1, '{"tokens_in": 0.5}')
-    db.execute("update public.resource_usage_log set created_at = '2026-01-03 00:00+00' where detail ->> 'job_type' = 'a'")
-    db.execute("insert into public.resource_usage_log (resource_type, created_at) select 'tts', frontier - interval '1 us' from usage.state")
+    db.execute(
+        "update public.resource_usage_log set created_at = '2026-01-03 00:00+00' where detail ->> 'job_type' = 'a'"
+    )
+    db.execute(
+        "insert into public.resource_usage_log (resource_type, created_at) select 'tts', frontier - interval '1 us' from usage.state"
+    )
     run = db.refresh()
     key = "job_type, model_level, event_count, total_value, secondary_value, rejected_count, reason"
     rows = db.execute(
@@ -84,7 +88,9 @@ def test_restatements_tell_what_changed(db: Database) -> None:
         ("2026-01-02", COLLECTIONS[1], "ai", None, None, 2, Decimal("0.5"), Decimal(0), 1, "late"),
         ("2026-01-03", COLLECTIONS[0], "ai", "a", "x", 1, Decimal(5), Decimal(2), 0, "late"),
     ]
-    assert db.scalar("select count(*) from usage.daily where day = '2026-01-01'") == 0, "nothing is left of an empty row"
+    assert db.scalar("select count(*) from usage.daily where day = '2026-01-01'") == 0, (
+        "nothing is left of an empty row"
+    )
     db.compare()
 
 
@@ -115,7 +121,9 @@ def test_a_clock_that_stepped_back(db: Database) -> None:
     """A frontier in the future stays where it is; what is written meanwhile is late, and counted."""
     db.insert("2026-01-01 10:00+00")
     db.refresh()
-    db.execute("select setval('usage.frontier_seq', (extract(epoch from clock_timestamp() + interval '1 hour') * 1e6)::bigint)")
+    db.execute(
+        "select setval('usage.frontier_seq', (extract(epoch from clock_timestamp() + interval '1 hour') * 1e6)::bigint)"
+    )
     db.refresh()
     assert db.scalar("select frontier > clock_timestamp() + interval '59 min' from usage.state")
     db.execute("insert into public.resource_usage_log (resource_type, created_at) values ('ai', clock_timestamp())")
