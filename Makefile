@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench stress cli-reference clean
+.PHONY: demo test check bench stress kill cli-reference clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -17,7 +17,7 @@ demo: $(STAMP)  ## Everything once, on an embedded PostgreSQL with a year of sam
 	$(BIN)/aggregator demo
 
 test: $(STAMP)  ## All tests; AGGREGATOR_TEST_BIN=/usr/lib/postgresql/15/bin for another server than the embedded one.
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP)  ## Lint and types.
 	$(BIN)/ruff check .
@@ -28,7 +28,10 @@ bench: $(STAMP)  ## Ratios beside the raw query, measured side by side in one ru
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
 
 stress: $(STAMP)  ## Concurrency, for minutes.
-	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency
+	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency tests/integration/test_locks.py
+
+kill: $(STAMP)  ## kill -9 of clients at work and crashes of the server, at random moments, for a quarter of an hour.
+	AGGREGATOR_FAULT_KILLS=220 $(BIN)/python -m pytest -q -s tests/faults/test_kill.py
 
 cli-reference: $(STAMP)  ## docs/cli.md from --help.
 	$(BIN)/python -m docs.generate

@@ -81,7 +81,7 @@ def attach(connection: Connection, settings: Settings) -> Attached:
         with transaction(connection, lock_timeout=settings.lock_timeout):
             return _attach_once(connection, settings, source, titles, valid_from, warnings)
 
-    changed = _with_retries(settings, try_once)
+    changed = with_lock_retries(settings, try_once)
     return Attached(source.name, titles.name if titles else None, settings.time_zone, changed, tuple(warnings))
 
 
@@ -117,11 +117,12 @@ def _attach_once(
         and old_oid == source.oid
         and old_titles == (titles.name if titles else None)
     ):
+        renewed = _create_functions(connection, source.name, titles.name if titles else None)
         connection.execute(SQL["restore_grants"])
-        return False
+        return renewed
 
     connection.execute(sql.SQL(SQL["lock_source"]).format(source=source.identifier))
-    _create_functions(connection, source, titles)
+    _create_functions(connection, source.name, titles.name if titles else None)
     _create_triggers(connection, source, tree, mode)
     connection.execute(
         SQL["set_attached"],
@@ -145,19 +146,38 @@ def _attach_once(
     return True
 
 
-def _create_functions(connection: Connection, source: _Table, titles: _Table | None) -> None:
-    def create(function: LiteralString, body: sql.Composable) -> None:
-        text = sql.Literal(body.as_string(connection))
-        connection.execute(sql.SQL(SQL[function]).format(body=text))
+def _create_functions(connection: Connection, source: str, titles: str | None) -> bool:
+    """Create the functions that know the host's tables, by their quoted names, as far as they are not there as they should be."""
+    from_titles = "no_collection_body" if titles is None else "collection_body"
+    names = {"source": sql.SQL(source), "titles": sql.SQL(titles or ""), "name": sql.Literal(source)}
+    bodies = {
+        "event": SQL["event_body"], "collection": SQL[from_titles],
+        "capture": SQL["capture_body"], "capture_truncate": SQL["truncate_body"],
+    }  # fmt: skip
+    there: dict[str, str] = dict(connection.execute(SQL["function_bodies"], {"names": list(bodies)}).fetchall())
+    changed = False
+    for function, template in bodies.items():
+        body = sql.SQL(template).format(**names).as_string(connection)
+        if there.get(function) != body:
+            connection.execute(sql.SQL(SQL[f"{function}_function"]).format(body=sql.Literal(body)))
+            changed = True
+    return changed
 
-    name = sql.Literal(source.name)
-    create("event_function", sql.SQL(SQL["event_body"]).format(source=source.identifier))
-    if titles is None:
-        create("collection_function", sql.SQL(SQL["no_collection_body"]))
-    else:
-        create("collection_function", sql.SQL(SQL["collection_body"]).format(titles=titles.identifier))
-    create("capture_function", sql.SQL(SQL["capture_body"]).format(name=name))
-    create("truncate_function", sql.SQL(SQL["truncate_body"]).format(name=name))
+
+def renew_functions(connection: Connection, settings: Settings) -> None:
+    """Bring the functions that know the host's tables to this version, if something is attached; commits.
+
+    No lock on the host's tables is needed: the triggers stay as they are.
+    """
+
+    def try_once() -> None:
+        with transaction(connection, lock_timeout=settings.lock_timeout):
+            row = connection.execute(SQL["lock_attached"]).fetchone()
+            if row is not None:
+                source, titles = row
+                _create_functions(connection, source, titles)
+
+    with_lock_retries(settings, try_once, "schema usage")
 
 
 def _create_triggers(connection: Connection, source: _Table, tree: list[tuple[Any, ...]], mode: str) -> None:
@@ -226,7 +246,7 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
             connection.execute(SQL["stub_functions"])
             return True
 
-    return _with_retries(settings, try_once)
+    return with_lock_retries(settings, try_once)
 
 
 def delete_unsealed(connection: Connection) -> None:
@@ -243,15 +263,16 @@ def restore_grants(connection: Connection) -> None:
         connection.execute(SQL["restore_grants"])
 
 
-def _with_retries(settings: Settings, work: Callable[[], Result]) -> Result:
+def with_lock_retries(settings: Settings, work: Callable[[], Result], what: str = "the source") -> Result:
+    """Run DDL that takes its locks under ``lock_timeout``, again and again as the settings say, until it gets them."""
     for attempt in range(settings.lock_retries + 1):
         try:
             return work()
         except (errors.LockNotAvailable, errors.DeadlockDetected) as exc:
             if attempt == settings.lock_retries:
                 raise AggregatorError(
-                    f"no lock on the source after {attempt + 1} tries of {settings.lock_timeout:g} s:"
-                    " a long transaction writes to it; try again when it has ended (pg_stat_activity shows it)"
+                    f"no lock on {what} after {attempt + 1} tries of {settings.lock_timeout:g} s:"
+                    " a long transaction holds it; try again when it has ended (pg_stat_activity shows it)"
                 ) from exc
             time.sleep(min(0.1 * 2**attempt, 5.0))
     raise AssertionError("unreachable")

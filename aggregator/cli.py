@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
 from enum import StrEnum
 from typing import Annotated
 
@@ -14,8 +15,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aggregator import capture, db, migrations, read, render
+from aggregator import capture, db, jobs, matviews, migrations, read, render
+from aggregator import history as history_reading
+from aggregator import metrics as definitions
+from aggregator import purge as purging
+from aggregator import rebuild as rebuilding
 from aggregator import refresh as refreshing
+from aggregator import scheduler as scheduling
+from aggregator import seal as sealing
 from aggregator import status as status_reading
 from aggregator import verify as verifying
 from aggregator.errors import AggregatorError, UsageError
@@ -29,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+metric_app = typer.Typer(help="What each resource type adds up.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(metric_app, name="metric")
 errors = Console(stderr=True, highlight=False)
 
 DatabaseUrl = Annotated[
@@ -109,7 +118,7 @@ def detach(
 ) -> None:
     """Stop capture: drop the triggers and the rollups."""
     settings = load_settings(database_url=database_url)
-    with _session(settings, "detach") as connection:
+    with _session(settings, "detach") as connection, jobs.exclusive(connection, settings, "detach"):
         done = capture.detach(connection, settings, discard_sealed=discard_sealed)
     _note("detached" if done else "nothing was attached")
 
@@ -124,6 +133,7 @@ def refresh(
     wait_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Wait for open writers. [env: AGGREGATOR_WAIT_TIMEOUT]")
     ] = None,
+    views: Annotated[bool, typer.Option("--views", help="Then the materialized views, if anything changed.")] = False,
 ) -> None:
     """Bring the rollups up to now."""
     settings = load_settings(database_url=database_url, step_events=step_events, wait_timeout=wait_timeout)
@@ -138,6 +148,7 @@ def refresh(
             return
         with _refresh_progress() as report:
             result = refreshing.refresh(connection, settings, progress=report)
+        refreshed = matviews.refresh_views(connection) if views else None
     _note(
         f"folded {result.events:,} events and {result.late_changes:,} late changes"
         f" in {result.steps} step{'s' if result.steps != 1 else ''}, {result.seconds:.1f} s; frontier {result.frontier}"
@@ -149,6 +160,35 @@ def refresh(
         )
     for note in result.notes:
         _note(f"note: {note}", "yellow")
+    if refreshed is not None:
+        _note(f"refreshed {', '.join(refreshed)}" if refreshed else "materialized views: nothing has changed since")
+
+
+@app.command()
+def schedule(
+    database_url: DatabaseUrl = None,
+    once: Annotated[bool, typer.Option("--once", help="One nightly run now, then end: for cron.")] = False,
+    refresh_every: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Between refreshes. [env: AGGREGATOR_REFRESH_EVERY]")
+    ] = None,
+    nightly_at: Annotated[
+        str | None, typer.Option(metavar="HH:MM", help="In the reporting zone. [env: AGGREGATOR_NIGHTLY_AT]")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Of metrics and health. [env: AGGREGATOR_METRICS_PORT]")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="text|json", help="Of the log lines. [env: AGGREGATOR_LOG_FORMAT]")
+    ] = None,
+) -> None:
+    """Refresh every few minutes, and do the nightly run, until SIGTERM."""
+    settings = load_settings(
+        database_url=database_url, refresh_every=refresh_every, nightly_at=nightly_at, metrics_port=metrics_port,
+        log_format=log_format,
+    )  # fmt: skip
+    if once:
+        raise typer.Exit(0 if scheduling.run_once(settings) else 1)
+    scheduling.Scheduler(settings).run()
 
 
 @contextmanager
@@ -209,7 +249,7 @@ def status(database_url: DatabaseUrl = None, as_json: Json = False) -> None:
     """Print freshness and trust; exit 1 if something needs you."""
     settings = load_settings(database_url=database_url)
     with _session(settings, "status") as connection:
-        found = status_reading.read_status(connection)
+        found = status_reading.read_status(connection, settings)
     if as_json:
         sys.stdout.write(json.dumps(found.as_dict(), ensure_ascii=False, indent=2) + "\n")
     else:
@@ -217,31 +257,244 @@ def status(database_url: DatabaseUrl = None, as_json: Json = False) -> None:
     raise typer.Exit(0 if found.healthy else 1)
 
 
+Since = Annotated[str | None, typer.Option(metavar="DAY", help="First day, like 2026-03-01.")]
+Until = Annotated[str | None, typer.Option(metavar="DAY", help="Day after the last one.")]
+
+
 @app.command()
 def verify(
     database_url: DatabaseUrl = None,
     repair: Annotated[bool, typer.Option("--repair", help="Fold exactly the differences.")] = False,
-    since: Annotated[str | None, typer.Option(metavar="DAY", help="First day, like 2026-03-01.")] = None,
-    until: Annotated[str | None, typer.Option(metavar="DAY", help="Day after the last one.")] = None,
+    since: Since = None,
+    until: Until = None,
+    as_json: Json = False,
 ) -> None:
     """Compare the rollups with the raw events; exit 1 if they differ and are not repaired."""
-    first = None if since is None else verifying.parse_day(since, "--since")
-    last = None if until is None else verifying.parse_day(until, "--until")
+    first, last = _days(since, until)
     settings = load_settings(database_url=database_url)
+    with _session(settings, "verify") as connection, ExitStack() as stack:
+        if repair:
+            stack.enter_context(jobs.exclusive(connection, settings, "verify --repair"))
+        result = verifying.verify(
+            connection, settings, repair=repair, since=first, until=last, progress=_verify_progress
+        )
+    _print_verified(result, as_json=as_json)
 
-    def report(step: verifying.VerifyProgress) -> None:
-        _note(f"{step.day_from} … {step.day_to}: {step.differences:,} differences so far")
 
-    with _session(settings, "verify") as connection:
-        result = verifying.verify(connection, settings, repair=repair, since=first, until=last, progress=report)
-    render.differences_table(Console(highlight=False), result.shown, result.differences)
-    if result.differences == 0:
-        _note(f"equal: {result.months} months compared")
+@app.command()
+def rebuild(
+    database_url: DatabaseUrl = None,
+    since: Since = None,
+    until: Until = None,
+    reset_frontier: Annotated[
+        bool, typer.Option("--reset-frontier", help="First put a frontier that lies in the future back to now.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the rollups what the raw events say, step by step; goes on where it was interrupted."""
+    first, last = _days(since, until)
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "rebuild") as connection, jobs.exclusive(connection, settings, "rebuild"):
+        if reset_frontier:
+            moved = rebuilding.reset_frontier(connection)
+            _note(f"the frontier was {moved.before}, and is {moved.after}")
+        result = rebuilding.rebuild(connection, settings, since=first, until=last, progress=_verify_progress)
+    if result.resumed_from is not None:
+        _note(f"went on from {result.resumed_from}, where it was interrupted")
+    _print_verified(result, as_json=as_json)
+
+
+def _days(since: str | None, until: str | None) -> tuple[str | None, str | None]:
+    return (
+        None if since is None else verifying.parse_day(since, "--since"),
+        None if until is None else verifying.parse_day(until, "--until"),
+    )
+
+
+def _verify_progress(step: verifying.VerifyProgress) -> None:
+    _note(f"{step.day_from} … {step.day_to}: {step.differences:,} differences so far")
+
+
+def _print_verified(result: verifying.VerifyResult, *, as_json: bool) -> None:
+    """Print the differences, and exit with 1 if there are any that were not repaired."""
+    if as_json:
+        render.json_document(sys.stdout, result)
     else:
-        _note(f"{result.differences:,} differences" + (", repaired" if repair else "; verify --repair folds them"))
+        render.differences_table(Console(highlight=False), result.shown, result.differences)
+    if result.differences == 0:
+        _note(f"equal: {result.chunks} ranges of days compared")
+    else:
+        _note(
+            f"{result.differences:,} differences"
+            + (", repaired" if result.repaired else "; verify --repair folds them")
+        )
     if result.doubt is not None:
         _note(f"trust is off, so reads are slow: {result.doubt}", "yellow")
-    raise typer.Exit(1 if result.differences and not repair else 0)
+    raise typer.Exit(1 if result.differences and not result.repaired else 0)
+
+
+@app.command()
+def seal(
+    until: Annotated[str, typer.Option(metavar="DAY", help="Keep the history before this day, like 2026-03-01.")],
+    database_url: DatabaseUrl = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be kept, and change nothing.")] = False,
+) -> None:
+    """Keep history whose raw events somebody dropped: before a day the rollups become the record."""
+    day = verifying.parse_day(until, "--until")
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "seal") as connection, jobs.exclusive(connection, settings, "seal"):
+        done = sealing.seal(connection, settings, day, dry_run=dry_run)
+    _note(
+        f"{'would keep' if dry_run else 'sealed'} {done.events:,} events of {done.days:,} days"
+        f" from {done.first_day or 'the beginning'} until before {done.day}"
+    )
+    for note in done.notes:
+        _note(f"note: {note}", "yellow")
+
+
+@app.command()
+def purge(
+    database_url: DatabaseUrl = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="DAYS", help="Raw events to keep, like 400d. [env: AGGREGATOR_KEEP]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would go, and delete nothing.")] = False,
+) -> None:
+    """Delete raw events that are old, and keep their history: fold, verify, seal, then delete."""
+    settings = load_settings(database_url=database_url, keep=keep)
+    if settings.keep is None:
+        raise UsageError("nothing says how much to keep: give --keep, like 400d, or set AGGREGATOR_KEEP")
+
+    def report(step: purging.PurgeProgress) -> None:
+        _note(f"{step.events:,} of about {step.expected:,} events deleted")
+
+    with _session(settings, "purge") as connection, jobs.exclusive(connection, settings, "purge"):
+        done = purging.purge(connection, settings, settings.keep, dry_run=dry_run, progress=report)
+    for note in done.notes:
+        _note(f"note: {note}" + (f" (the oldest is of {done.oldest})" if not done.events and done.oldest else ""))
+    if done.events or not done.notes:
+        whole = f", {len(done.partitions)} whole partitions among them" if done.partitions else ""
+        _note(
+            f"{'would delete' if dry_run else 'deleted'} {done.events:,} events of before {done.day}{whole}:"
+            f" about {render.quantity(done.size, 'bytes')}"
+        )
+
+
+@metric_app.command("list")
+def metric_list(database_url: DatabaseUrl = None, as_json: Json = False) -> None:
+    """Print what each resource type adds up, and what sealed history was added up by."""
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "metric") as connection:
+        found, history = definitions.list_metrics(connection)
+    if as_json:
+        render.json_document(sys.stdout, definitions.Metrics(found, history))
+        return
+    names = ("type", "value key", "secondary key", "unit", "secondary unit", "label")
+    console = Console(highlight=False)
+    render.rows_table(console, "Metrics", names, [astuple(metric) for metric in found])
+    if history:
+        rows = [(*astuple(old.metric), f"before {old.valid_below}") for old in history]
+        render.rows_table(console, "Sealed history is added up by", (*names, "days"), rows)
+
+
+@metric_app.command("set")
+def metric_set(
+    resource_type: Annotated[str, typer.Argument(metavar="TYPE", help="The resource type, new or known.")],
+    database_url: DatabaseUrl = None,
+    value_key: Annotated[str | None, typer.Option(help="Key in detail that total_value adds up; '-': none.")] = None,
+    secondary_key: Annotated[str | None, typer.Option(help="Key that secondary_value adds up; '-': none.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of total_value.")] = None,
+    secondary_unit: Annotated[str | None, typer.Option(help="Unit of secondary_value.")] = None,
+    label: Annotated[str | None, typer.Option(help="What people call it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also a key that no event has.")] = False,
+) -> None:
+    """Define what a resource type adds up: shows which totals change, changes it, and rebuilds the rollups."""
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "metric") as connection, jobs.exclusive(connection, settings, "metric set"):
+        old = definitions.find(connection, resource_type)
+        new = definitions.changed(
+            old or definitions.Metric(resource_type),
+            {
+                "value_key": value_key,
+                "secondary_key": secondary_key,
+                "unit": unit,
+                "secondary_unit": secondary_unit,
+                "label": label,
+            },
+        )
+        note = definitions.check_metric(connection, new, force=force)
+        if note is not None:
+            _note(f"note: {note}", "yellow")
+        _print_preview(definitions.preview(connection, old, new), settings, connection)
+        if dry_run:
+            return
+        if not definitions.set_metric(connection, new, force=force):
+            _note("nothing to change")
+            return
+        _note(f"metric {resource_type} is set")
+        _rebuild_after(connection, settings)
+
+
+@metric_app.command("remove")
+def metric_remove(
+    resource_type: Annotated[str, typer.Argument(metavar="TYPE", help="The resource type.")],
+    database_url: DatabaseUrl = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+) -> None:
+    """Remove a metric: its events count on, with value 0."""
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "metric") as connection, jobs.exclusive(connection, settings, "metric remove"):
+        old = definitions.require(connection, resource_type)
+        _print_preview(definitions.preview(connection, old, definitions.Metric(resource_type)), settings, connection)
+        if dry_run:
+            return
+        definitions.remove_metric(connection, resource_type)
+        _note(f"metric {resource_type} is removed")
+        _rebuild_after(connection, settings)
+
+
+def _print_preview(months: tuple[definitions.MonthChange, ...], settings: Settings, connection: db.Connection) -> None:
+    changing = [month for month in months if month.changes]
+    if not changing:
+        _note("no total changes")
+    else:
+        rows = [
+            (m.month[:7], m.events, m.old_total, m.new_total, m.new_total - m.old_total, m.old_secondary, m.new_secondary, m.rejected)
+            for m in changing
+        ]  # fmt: skip
+        names = ("month", "events", "total", "would be", "difference", "secondary", "would be", "rejected")
+        render.rows_table(Console(highlight=False), "Totals that change", names, rows)
+    sealed = status_reading.read_status(connection, settings).sealed_until
+    if sealed is not None:
+        _note(f"days before {sealed} are sealed, and keep what they were added up by", "yellow")
+
+
+def _rebuild_after(connection: db.Connection, settings: Settings) -> None:
+    """Rebuild what a changed metric made wrong; until it is done readers read raw, and are right."""
+    if verifying.read_doubt(connection) is None:
+        return
+    result = rebuilding.rebuild(connection, settings, progress=_verify_progress)
+    _note(f"rebuilt: {result.differences:,} rollup rows changed")
+    if result.doubt is not None:
+        _note(f"trust is off, so reads are slow: {result.doubt}", "yellow")
+
+
+@app.command()
+def history(
+    of: Annotated[history_reading.Kind, typer.Argument(help="Of what.")] = history_reading.Kind.refreshes,
+    database_url: DatabaseUrl = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest N.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Print what refreshes, verifications or restatements there were, newest first."""
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "history") as connection:
+        found = history_reading.read_history(connection, of, limit)
+    if as_json:
+        sys.stdout.write(json.dumps(found.as_dicts(), ensure_ascii=False, indent=2, default=str) + "\n")
+    else:
+        render.rows_table(Console(highlight=False), of.value.capitalize(), found.names, found.rows)
 
 
 @app.command()

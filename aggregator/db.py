@@ -20,6 +20,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 MINIMUM_SERVER = 150000
 """PostgreSQL 15: unique indexes with NULLS NOT DISTINCT, MERGE, triggers that clone ENABLE ALWAYS."""
 
+_TRANSACTION_TIMEOUT_SINCE = 170000
+
 
 class DatabaseError(AggregatorError):
     """The database refused or failed."""
@@ -82,6 +84,8 @@ def transaction(
             "set local idle_in_transaction_session_timeout = 0;"
             f"set local lock_timeout = {int(lock_timeout * 1000)}".encode()
         )
+        if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+            connection.execute("set local transaction_timeout = 0")
         yield
 
 

@@ -132,6 +132,7 @@ def apply_delta(connection: Connection, *, derive: bool) -> None:
     if not derive or any(reason is not None for reason in reasons):
         for rollup in ROLLUPS:
             connection.execute(SQL[f"sweep_{rollup}"])
+    connection.execute(SQL["count_version"])
 
 
 def distrust(connection: Connection, reason: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
+from aggregator.errors import never
 
 SQL = sql_files.load("frontier")
 
@@ -22,17 +24,18 @@ def advance(connection: Connection) -> str:
         return str(row[1])
 
 
-def wait(connection: Connection, timeout: float) -> tuple[str, ...]:
+def wait(connection: Connection, timeout: float, check: Callable[[], None] = never) -> tuple[str, ...]:
     """Wait until every transaction that holds a write lock on the source and has an id now has ended.
 
     As CREATE INDEX CONCURRENTLY waits; prepared transactions included; nobody is blocked. Return descriptions of those
-    still open after ``timeout`` seconds; none means that all have ended.
+    still open after ``timeout`` seconds; none means that all have ended. ``check`` is called meanwhile, and may raise.
     """
     deadline = time.monotonic() + timeout
     pause = 0.002
     with transaction(connection, read_only=True):
         ids = [row[0] for row in connection.execute(SQL["writers"]).fetchall()]
     while ids:
+        check()
         with transaction(connection, read_only=True):
             ids = [row[0] for row in connection.execute(SQL["still_open"], {"ids": ids}).fetchall()]
             if ids and time.monotonic() >= deadline:
@@ -43,7 +46,16 @@ def wait(connection: Connection, timeout: float) -> tuple[str, ...]:
     return ()
 
 
-def advance_and_wait(connection: Connection, timeout: float) -> tuple[str, tuple[str, ...]]:
+def open_writers(connection: Connection, seconds: float) -> tuple[str, ...]:
+    """Describe those who write to the source and have been open for longer, in the caller's transaction."""
+    ids = [row[0] for row in connection.execute(SQL["writers"]).fetchall()]
+    rows = connection.execute(SQL["describe_old_writers"], {"ids": ids, "seconds": seconds}).fetchall()
+    return tuple(row[0] for row in rows)
+
+
+def advance_and_wait(
+    connection: Connection, timeout: float, check: Callable[[], None] = never
+) -> tuple[str, tuple[str, ...]]:
     """Advance, then wait: return the new frontier, and descriptions of the writers that stayed open."""
     target = advance(connection)
-    return target, wait(connection, timeout)
+    return target, wait(connection, timeout, check)

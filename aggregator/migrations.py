@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -106,8 +107,9 @@ def upgrade(settings: Settings) -> tuple[str | None, str]:
                 "the role may not create a schema in this database: GRANT CREATE ON DATABASE … TO it, or migrate as the owner"
             )
         connection.execute("create schema if not exists usage")
-    _run(settings, "upgrade")
+    _run(settings, command.upgrade, "head")
     with connect(settings, name="aggregator migrate") as connection:
+        capture.renew_functions(connection, settings)
         capture.restore_grants(connection)
     return before, head()
 
@@ -124,11 +126,23 @@ def downgrade(settings: Settings, *, discard_sealed: bool = False) -> str | None
         _require_known(before)
         if before == head():
             capture.detach(connection, settings, discard_sealed=discard_sealed)
-    _run(settings, "downgrade")
+    _run(settings, command.downgrade, "base")
     with connect(settings, name="aggregator migrate") as connection, connection.transaction():
         connection.execute("drop table usage.alembic_version")
         connection.execute("drop schema usage")
     return before
+
+
+def upgrade_to(revision: str, settings: Settings) -> None:
+    """Create schema usage as of an earlier revision. For tests of upgrades."""
+    with connect(settings, name="aggregator migrate") as connection:
+        connection.execute("create schema if not exists usage")
+    _run(settings, command.upgrade, revision)
+
+
+def downgrade_to(revision: str, settings: Settings) -> None:
+    """Go back to an earlier revision: data is kept as far as that revision knows it. For tests of upgrades."""
+    _run(settings, command.downgrade, revision)
 
 
 def offline_sql(*, down: bool = False) -> str:
@@ -151,7 +165,12 @@ def _require_known(revision: str) -> None:
         )
 
 
-def _run(settings: Settings, direction: str) -> None:
+def _run(settings: Settings, move: Callable[[Config, str], None], target: str) -> None:
+    # Each revision is a transaction of its own, so a next try goes on from where the last one came.
+    capture.with_lock_retries(settings, lambda: _try(settings, move, target), "schema usage")
+
+
+def _try(settings: Settings, move: Callable[[Config, str], None], target: str) -> None:
     engine = sa.create_engine(
         "postgresql+psycopg://",
         creator=lambda: psycopg.connect(settings.conninfo, application_name="aggregator migrate"),
@@ -160,14 +179,9 @@ def _run(settings: Settings, direction: str) -> None:
     config = _config()
     try:
         with engine.connect() as connection:
-            connection.exec_driver_sql(f"set lock_timeout = {int(settings.lock_timeout * 1000)}")
-            connection.exec_driver_sql("set search_path = pg_catalog, pg_temp")
-            connection.commit()
+            config.attributes["lock_timeout"] = int(settings.lock_timeout * 1000)
             config.attributes["connection"] = connection
-            if direction == "upgrade":
-                command.upgrade(config, "head")
-            else:
-                command.downgrade(config, "base")
+            move(config, target)
             connection.commit()
     except sa.exc.DBAPIError as exc:
         if isinstance(exc.orig, psycopg.Error):

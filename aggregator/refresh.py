@@ -10,6 +10,7 @@ same loop, from -infinity.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +22,21 @@ from psycopg import sql
 from aggregator import capture, fold, frontier, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
+from aggregator.errors import AggregatorError, Stopped, never
 from aggregator.settings import Settings
 
 SQL = sql_files.load("refresh")
 
 _SEQUENCE_BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
-_NEW_PARTITION = " of the source is new and "
-"""What usage.fingerprint_doubt() says of a partition that brought events along, or lost some."""
+_MENDABLE = ": run aggregator refresh"
+"""How usage.fingerprint_doubt() ends of partitions that brought events along, lost some, or came and went."""
+
+_MENDS = 20
+"""Of new partitions in a row, between two steps."""
+
+
+class _PartitionsChangedError(Exception):
+    """A step read events of a partition that the fingerprint does not know, or late changes of one gone; it is undone."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +106,12 @@ def refresh(
     settings: Settings,
     *,
     progress: Callable[[Progress], None] = lambda _progress: None,
+    check: Callable[[], None] = never,
 ) -> RefreshResult:
     """Bring the rollups up to now, in steps that commit, and return what was done.
 
-    ``progress`` is called after each step. Raises AggregatorError or psycopg.Error; what was committed until then stays
+    ``progress`` is called after each step; ``check`` between steps and while waiting: it may raise Stopped. Raises
+    AggregatorError or psycopg.Error; what was committed until then stays
     good, and a next run goes on from there.
     """
     started = time.monotonic()
@@ -109,12 +120,15 @@ def refresh(
         run = _Run(int(_scalar(connection, "begin_run")))
     try:
         _note_sequence(connection)
-        target, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
+        target, writers = frontier.advance_and_wait(connection, settings.wait_timeout, check)
         notes = [] if writers else _mend(connection, settings)
-        _fold_up_to(connection, settings, run, source, None if writers else target, progress)
+        notes += _fold_up_to(connection, settings, run, source, None if writers else target, progress, check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
+    except (Stopped, KeyboardInterrupt):
+        _finish(connection, run, "stopped")
+        raise
     except BaseException as exc:
         _finish(connection, run, "failed", error=one_line(exc))
         raise
@@ -129,6 +143,7 @@ def refresh(
 def _note_sequence(connection: Connection) -> None:
     """Turn trust off if the frontier that writers see was left behind: the advance that follows would hide it."""
     with transaction(connection):
+        connection.execute(SQL["set_seal"])
         if _scalar(connection, "sequence_behind"):
             fold.distrust(connection, _SEQUENCE_BEHIND)
 
@@ -145,60 +160,90 @@ def _doubt(connection: Connection) -> str | None:
         return _doubts(connection)[1]
 
 
-def _look(connection: Connection) -> tuple[fold.State, str | None, list[tuple[str, bool, bool]]]:
-    """Return the state, what the fingerprint says, and the new partitions; note what the operator has to repair."""
+@dataclass(frozen=True)
+class _Partition:
+    """A partition that the fingerprint does not know, by oid, with the entry that it is to have there."""
+
+    oid: str
+    entry: str
+    holds_rows: bool
+    rewritten: bool
+
+
+def _look(connection: Connection) -> tuple[fold.State, str | None, list[_Partition]] | None:
+    """Return the state, what the fingerprint says, and the new partitions; None: it was noted for the operator to repair."""
     with fold.looking(connection, read_only=False) as state:
         doubt, _ = _doubts(connection)
-        partitions = connection.execute(SQL["new_partitions"]).fetchall()
-        elsewhere = any(rewritten and gap for _, rewritten, gap in partitions)
-        if doubt is not None and (_NEW_PARTITION not in doubt or elsewhere):
+        rows = connection.execute(SQL["new_partitions"]).fetchall()
+        partitions = [_Partition(*row[:4]) for row in rows]
+        elsewhere = any(rewritten and gap for *_, rewritten, gap in rows)
+        if doubt is not None and (not doubt.endswith(_MENDABLE) or elsewhere):
             fold.distrust(connection, doubt)
-            partitions = []
+            return None
         return state, doubt, partitions
 
 
-def _partition_span(connection: Connection, partition: str) -> tuple[str, str] | None:
-    """Return the days [from, to) of a partition's events below the frontier."""
+def _partition_span(connection: Connection, oid: str) -> tuple[str, str, str] | None:
+    """Return a partition's name, and the days [from, to) of its events below the frontier; None: it has none, or is gone."""
     with fold.looking(connection):
-        row = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(partition))).fetchone()
-        return None if row is None or row[0] is None else (row[0], row[1])
+        row = connection.execute(SQL["partition_name"], {"oid": oid}).fetchone()
+        if row is None:
+            return None
+        name = row[0]
+        row = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(name))).fetchone()
+        return None if row is None or row[0] is None else (name, row[0], row[1])
 
 
-def _accept_fingerprint(connection: Connection) -> None:
+def _gone_span(connection: Connection) -> tuple[str, str] | None:
+    """Return the days [from, to) of late changes whose partition is gone."""
+    with fold.looking(connection):
+        return connection.execute(SQL["gone_span"]).fetchone()
+
+
+def _accept(connection: Connection, partitions: list[_Partition]) -> None:
     with fold.looking(connection, read_only=False):
-        connection.execute(SQL["accept_fingerprint"])
+        connection.execute(
+            SQL["accept_partitions"], {"found": json.dumps({found.oid: found.entry for found in partitions})}
+        )
 
 
 def _mend(connection: Connection, settings: Settings) -> list[str]:
-    """Repair by itself what can be: a sequence that was left behind, and partitions that brought events along.
+    """Repair by itself what can be: a sequence that was left behind, and partitions that came, with events or without.
 
     Runs after the wait, so no writer of before is open. What it cannot mend stays distrusted, for the operator.
     """
-    state, doubt, partitions = fold.with_retries(lambda: _look(connection))
-    notes: list[str] = []
-    if doubt is not None and not partitions:
-        return notes
-    if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND and not state.truncated:
+    looked = fold.with_retries(lambda: _look(connection))
+    if looked is None:
+        return []
+    state, doubt, partitions = looked
+    if state.truncated:
+        # All that is not sealed is folded anew.
+        fold.with_retries(lambda: _accept(connection, partitions))
+        return []
+    if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND:
         found = verify.verify(connection, settings, repair=True)
-        notes.append(
-            f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"
-        )
-    for name, rewritten, _ in partitions:
-        if state.truncated:
+        return [f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"]
+    notes: list[str] = []
+    if any(partition.rewritten for partition in partitions):
+        # Of which days the events were that went with it, nobody knows.
+        found = verify.verify(connection, settings, repair=True)
+        return [
+            f"a new partition was truncated or rewritten: {found.differences} differences of all days were repaired"
+        ]
+    for partition in partitions:
+        if not partition.holds_rows:
             continue
-        if rewritten:
-            # Of which days the events were that went with it, nobody knows.
-            found = verify.verify(connection, settings, repair=True)
-            notes.append(
-                f"partition {name} is new and was rewritten: {found.differences} differences of all days were repaired"
-            )
-            return notes
-        span = fold.with_retries(lambda name=name: _partition_span(connection, name))  # type: ignore[misc]
-        if span is not None:
-            found = verify.verify(connection, settings, repair=True, since=span[0], until=span[1])
+        new = fold.with_retries(lambda oid=partition.oid: _partition_span(connection, oid))  # type: ignore[misc]
+        if new is not None:
+            name, since, until = new
+            found = verify.verify(connection, settings, repair=True, since=since, until=until)
             notes.append(f"partition {name} is new: {found.differences} differences in its days were repaired")
+    gone = fold.with_retries(lambda: _gone_span(connection)) if doubt is not None else None
+    if gone is not None:
+        found = verify.verify(connection, settings, repair=True, since=gone[0], until=gone[1])
+        notes.append(f"a partition came and went: {found.differences} differences in its days were repaired")
     if partitions:
-        fold.with_retries(lambda: _accept_fingerprint(connection))
+        fold.with_retries(lambda: _accept(connection, partitions))
     return notes
 
 
@@ -209,13 +254,29 @@ def _fold_up_to(
     source: str,
     target: str | None,
     progress: Callable[[Progress], None],
-) -> None:
-    """Fold in steps until the frontier is at ``target`` (None: it stays) and no late change below it is left."""
+    check: Callable[[], None],
+) -> list[str]:
+    """Fold in steps until the frontier is at ``target`` (None: it stays) and no late change below it is left.
+
+    Returns notes for the operator.
+    """
     expected = 0 if target is None else _estimate(connection, target)
-    finished = False
+    notes: list[str] = []
+    finished, mends = False, 0
     while not finished:
-        finished = fold.with_retries(lambda: _step(connection, settings, run, source, target))
+        check()
+        try:
+            finished = fold.with_retries(lambda: _step(connection, settings, run, source, target))
+            mends = 0
+        except _PartitionsChangedError as exc:
+            if target is None:
+                return ["a partition is new: late changes are folded when no writer is open for too long"]
+            mends += 1
+            if mends > _MENDS:
+                raise AggregatorError("partitions come faster than a refresh looks at them: run it again") from exc
+            notes += _mend(connection, settings)
         progress(Progress(run.events, max(expected, run.events), run.late_changes, run.frontier))
+    return notes
 
 
 def _step(connection: Connection, settings: Settings, run: _Run, source: str, target: str | None) -> bool:
@@ -225,7 +286,12 @@ def _step(connection: Connection, settings: Settings, run: _Run, source: str, ta
             events, late, more = 0, _start_anew(connection), True
         else:
             events, late, more = _fold(connection, settings, run, state, target)
-        connection.execute(SQL["record_step"], {"run": run.id, "events": events, "late": late})
+            # Afterwards: an ATTACH PARTITION does not wait for us, and its events may have been read.
+            if state.trusted and _scalar(connection, "any_new_partition"):
+                raise _PartitionsChangedError
+        if not connection.execute(SQL["record_step"], {"run": run.id, "events": events, "late": late}).rowcount:
+            # Also if the sequence is past the target again: who wrote in between did not see it, and was not waited for.
+            raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         reached = _scalar(connection, "frontier")
     # Counted after the commit: a step that fails has not happened.
     run.steps += 1
@@ -245,6 +311,8 @@ def _fold(
         connection.execute(fold.SQL["restate"], {"run": run.id, "below": state.frontier_day})
     more_raw = False
     if target is not None and _scalar(connection, "is_before", frontier=state.frontier, target=target):
+        if not _scalar(connection, "is_reached", target=target):
+            raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         upper, more_raw = _step_end(connection, settings, state, target)
         _add_raw(connection, state.frontier, upper, state.time_zone)
         late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
@@ -277,6 +345,8 @@ def _claim_late(connection: Connection, settings: Settings, state: fold.State) -
             " choose another time zone (aggregator detach, then attach)",
         )
     limit = _scalar(connection, "late_limit", frontier=state.frontier, n=settings.step_events)
+    if state.trusted and _scalar(connection, "any_gone", limit=limit):
+        raise _PartitionsChangedError
     for sign, reason in ((1, "late"), (-1, "deleted")):
         connection.execute(SQL["add_late"], {"zone": state.time_zone, "limit": limit, "sign": sign, "reason": reason})
     return connection.execute(SQL["drop_claimed"], {"limit": limit}).rowcount, limit != state.frontier
@@ -335,7 +405,7 @@ def _finish(
             )
     except psycopg.Error:
         # The connection may be what failed: then the run stays "running", and the first error is the one to tell.
-        if status != "failed":
+        if status not in {"failed", "stopped"}:
             raise
 
 

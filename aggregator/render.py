@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from datetime import date, timedelta
+from decimal import Decimal
 from typing import TextIO
 
 from rich.console import Console
@@ -212,6 +214,35 @@ def status_table(console: Console, status: Status) -> None:
         console.print("healthy", style="green")
     for problem in status.problems:
         console.print(f"unhealthy: {problem}", style="bold red", soft_wrap=True)
+
+
+def json_document(stream: TextIO, result: object) -> None:
+    """Print a result dataclass as JSON; exact numbers stay exact, as text."""
+    assert is_dataclass(result)
+    assert not isinstance(result, type)
+    stream.write(json.dumps(asdict(result), ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+_SHORT = 12
+"""Characters of a cell that is not to be folded."""
+
+
+def rows_table(console: Console, title: str, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows of anything as a table, numbers to the right."""
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(names):
+        numeric = any(isinstance(row[index], int | Decimal) for row in rows)
+        short = all(len(_cell(row[index])) <= _SHORT for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int | Decimal) and not isinstance(value, bool) else str(value)
 
 
 def differences_table(console: Console, differences: Iterable[Difference], total: int) -> None:

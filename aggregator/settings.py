@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime, timezone
+from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -38,6 +40,40 @@ class Settings(BaseSettings):
         default=0.5, gt=0, description="Seconds that one try of attach or detach waits for a lock on the source."
     )
     lock_retries: int = Field(default=60, ge=0, description="Further tries of attach or detach for that lock.")
+    refresh_every: float = Field(default=300.0, ge=1, description="Seconds between refreshes by the scheduler.")
+    nightly_at: str = Field(default="03:30", description="Local time of the nightly run, in the reporting time zone.")
+    verify_days: int = Field(default=7, ge=1, description="Days before today that the nightly run verifies.")
+    keep: str | None = Field(
+        default=None, description="Raw events that the nightly run keeps, like 400d; without it none is purged."
+    )
+    purge_batch: int = Field(default=10_000, ge=1, description="Raw events that purge deletes in one transaction.")
+    keep_history_days: int = Field(
+        default=400, ge=1, description="Days that refresh_run, verification and restatement are kept."
+    )
+    max_lag: float | None = Field(
+        default=None, gt=0, description="Unhealthy: seconds since the frontier; default 3 times refresh_every."
+    )
+    max_verification_age_days: float = Field(
+        default=3.0, gt=0, description="Unhealthy: days since anything was last verified."
+    )
+    max_pending_changes: int = Field(default=1_000_000, ge=0, description="Unhealthy: late changes that wait.")
+    max_rejected_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Unhealthy: part of the last 30 days' events with a value that is no number.",
+    )
+    max_frontier_ahead: float = Field(
+        default=60.0, ge=0, description="Unhealthy: seconds that the frontier lies ahead of the clock."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the scheduler's metrics and health; without it there is none.",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="Address that port is opened on.")
+    log_format: Literal["text", "json"] = Field(default="text", description="The scheduler's log lines: text or json.")
 
     @field_validator("time_zone")
     @classmethod
@@ -47,6 +83,26 @@ class Settings(BaseSettings):
         except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
             raise ValueError(f"{value!r} is no IANA time zone, such as Europe/Oslo") from exc
         return value
+
+    @field_validator("nightly_at")
+    @classmethod
+    def _local_time(cls, value: str) -> str:
+        try:
+            return datetime.strptime(value, "%H:%M").strftime("%H:%M")  # noqa: DTZ007 -- a time of day, of any zone
+        except ValueError as exc:
+            raise ValueError(f"{value!r} is no local time; write it like 03:30") from exc
+
+    @field_validator("keep")
+    @classmethod
+    def _keep(cls, value: str | None) -> str | None:
+        if value is not None:
+            days_to_keep(value)
+        return value
+
+    @property
+    def lag_limit(self) -> float:
+        """Seconds since the frontier from which on ``status`` complains."""
+        return 3 * self.refresh_every if self.max_lag is None else self.max_lag
 
     @property
     def conninfo(self) -> str:
@@ -67,6 +123,15 @@ class Settings(BaseSettings):
     def title_table_or_none(self) -> str | None:
         """The title table, or None if there is none."""
         return None if self.title_table.strip().lower() in {"", "none"} else self.title_table
+
+
+def days_to_keep(text: str) -> int:
+    """Return the days of a text like ``400d`` or ``57w``; raise ValueError for anything else, or less than a day."""
+    found = re.fullmatch(r"\s*(\d{1,6})\s*([dw])\s*", text)
+    days = int(found[1]) * {"d": 1, "w": 7}[found[2]] if found else 0
+    if found is None or days < 1:
+        raise ValueError(f"{text!r} is no time to keep events for; write whole days, at least 1d, like 400d")
+    return days
 
 
 def load_settings(**overrides: object) -> Settings:

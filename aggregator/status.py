@@ -1,4 +1,4 @@
-"""Status: freshness and trust in one look."""
+"""Status: freshness, trust and health in one look. What is a problem is said by one place, ``usage.problems()``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,31 @@ from typing import Any
 
 from psycopg import IsolationLevel
 
+from aggregator import frontier
+from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
-from aggregator.read import SQL
+from aggregator.settings import Settings
+
+SQL = sql_files.load("status")
+
+COUNTED_TAIL = 100_000
+"""Tail events that are counted at most: after that it is "more than"."""
+
+_LOCK_TIMEOUT = 2.0
+"""Seconds: partitions are looked up under the host's locks on them."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that needs somebody: a stable ``code``, what is wrong, and the ``remedy``."""
+
+    code: str
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """Return it in one line."""
+        return f"{self.text}: {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -20,16 +43,32 @@ class Status:
     time_zone: str
     frontier: str | None
     lag: str | None
+    lag_seconds: float | None
+    tail_events: int | None
+    """At most COUNTED_TAIL + 1."""
     pending_changes: int
     sealed_until: str | None
     last_refreshed: str | None
+    last_refreshed_seconds: float | None
+    """Since the epoch."""
     last_run: str | None
+    last_nightly: str | None
+    last_error: str | None
     last_verified: str | None
+    last_verified_seconds: float | None
+    """Since the epoch."""
+    at_work: tuple[str, ...]
+    """Jobs and commands that are running now, with their hosts and processes."""
+    blocked_by: tuple[str, ...]
+    """Writers of the source that have been open for longer than a refresh waits."""
+    views_refreshed: str | None
     daily_rows: int
     rejected_values: int
+    rejected_share: float
+    """Of the events of the last 30 days."""
     rollup_size: str
     doubt: str | None
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def healthy(self) -> bool:
@@ -38,52 +77,86 @@ class Status:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return labels and values for people."""
+        tail = "unknown" if self.tail_events is None else f"{self.tail_events:,}"
+        if self.tail_events is not None and self.tail_events > COUNTED_TAIL:
+            tail = f"more than {COUNTED_TAIL:,}"
         return [
             ("source", self.source or "not attached"),
             ("titles", self.title_table or "none"),
             ("time zone", self.time_zone),
             ("frontier", f"{self.frontier} ({self.lag} ago)" if self.frontier else "never refreshed"),
+            ("tail events", tail),
             ("trust", "on: reads use the rollups" if self.doubt is None else "off: reads are raw, slow and right"),
             ("pending changes", f"{self.pending_changes:,}"),
             ("sealed until", self.sealed_until or "nothing is sealed"),
             ("last refreshed", self.last_refreshed or "never"),
             ("last run", self.last_run or "none"),
+            ("last nightly run", self.last_nightly or "none"),
+            ("last error", self.last_error or "none"),
             ("last verified", self.last_verified or "never"),
+            ("views refreshed", self.views_refreshed or "never"),
+            ("at work", "; ".join(self.at_work) or "nobody"),
+            ("blocked by", "; ".join(self.blocked_by) or "nobody"),
             ("rollups", f"{self.daily_rows:,} daily rows, {self.rollup_size} in all"),
-            ("rejected values", f"{self.rejected_values:,}"),
+            ("rejected values", f"{self.rejected_values:,} ({self.rejected_share:.2%} of the last 30 days)"),
         ]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
-        return {"healthy": self.healthy, **asdict(self), "problems": list(self.problems)}
+        return {"healthy": self.healthy, **asdict(self)}
 
 
-def read_status(connection: Connection) -> Status:
+def limits(settings: Settings) -> dict[str, object]:
+    """Return from where on something is a problem, as ``usage.problems()`` takes it."""
+    return {
+        "max_lag": settings.lag_limit,
+        "max_verification_age": settings.max_verification_age_days,
+        "max_pending_changes": settings.max_pending_changes,
+        "max_rejected_share": settings.max_rejected_share,
+        "max_frontier_ahead": settings.max_frontier_ahead,
+    }
+
+
+def read_status(connection: Connection, settings: Settings) -> Status:
     """Return the state in one snapshot, read-only."""
-    with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True):
-        row = connection.execute(SQL["status"]).fetchone()
+    with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True, lock_timeout=_LOCK_TIMEOUT):
+        row = connection.execute(SQL["status"], {"tail": COUNTED_TAIL + 1}).fetchone()
+        problems = connection.execute(SQL["problems"], limits(settings)).fetchall()
+        at_work = connection.execute(SQL["at_work"]).fetchall()
+        writers = frontier.open_writers(connection, settings.wait_timeout)
     assert row is not None
-    (source, titles, zone, frontier, sealed, lag, doubt, pending, refreshed, verified, last_run, daily_rows, rejected,
-     size, ahead, grants) = row  # fmt: skip
-    problems: list[str] = []
-    if source is None:
-        problems.append("not attached: run aggregator attach")
-    elif frontier == "-infinity":
-        problems.append("never refreshed, so reads are slow: run aggregator refresh")
-    if doubt is not None:
-        problems.append(f"trust is off, so reads are slow: {doubt}")
-    if ahead:
-        problems.append(
-            f"the frontier lies in the future ({frontier}): was the clock wrong? every new event is a late change"
-        )
-    if last_run is not None and last_run.startswith("failed"):
-        problems.append(f"the last refresh {last_run}")
-    if not grants:
-        problems.append(
-            "writers may not read the frontier sequences (a dump without privileges?): run aggregator attach"
-        )
+    (source, titles, zone, frontier_at, sealed, lag, lag_seconds, doubt, tail, pending, refreshed, refreshed_seconds, verified,
+     verified_seconds, last_run, nightly, error, views, daily_rows, rejected, share, size) = row  # fmt: skip
     return Status(
-        source, titles, zone, None if frontier == "-infinity" else frontier, lag, pending,
-        None if sealed == "-infinity" else sealed, refreshed, last_run, verified, daily_rows, rejected or 0, size,
-        doubt, tuple(problems),
-    )  # fmt: skip
+        source=source,
+        title_table=titles,
+        time_zone=zone,
+        frontier=None if frontier_at == "-infinity" else frontier_at,
+        lag=lag,
+        lag_seconds=lag_seconds,
+        tail_events=tail,
+        pending_changes=pending,
+        sealed_until=None if sealed == "-infinity" else sealed,
+        last_refreshed=refreshed,
+        last_refreshed_seconds=refreshed_seconds,
+        last_run=last_run,
+        last_nightly=nightly,
+        last_error=error,
+        last_verified=verified,
+        last_verified_seconds=verified_seconds,
+        at_work=tuple(str(line) for (line,) in at_work),
+        blocked_by=writers,
+        views_refreshed=views,
+        daily_rows=daily_rows,
+        rejected_values=rejected or 0,
+        rejected_share=share,
+        rollup_size=size,
+        doubt=doubt,
+        problems=tuple(Problem(*problem) for problem in problems),
+    )
+
+
+def save_limits(connection: Connection, settings: Settings) -> None:
+    """Let ``usage.freshness`` go by these settings' limits; commits."""
+    with transaction(connection):
+        connection.execute(SQL["save_limits"], limits(settings))

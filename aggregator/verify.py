@@ -1,7 +1,8 @@
 """Verify: compare the rollups with the raw events, in one snapshot, and repair exactly what differs.
 
-Month by month, so memory and transactions stay small; each month is one snapshot. Sealed days are left alone: below the
-seal the rollups are the record.
+A few days at a time (at most a month, and about ``step_events`` events), so memory and transactions stay small; each
+is one snapshot. Sealed days are left alone: below the seal the rollups are the record. A difference that is found and not
+repaired turns trust off: from then on the answers are right again, and slow.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Literal
 
 from aggregator import fold, frontier
 from aggregator import sql as sql_files
-from aggregator.db import Connection
-from aggregator.errors import AggregatorError, UsageError
+from aggregator.db import Connection, transaction
+from aggregator.errors import AggregatorError, UsageError, never
 from aggregator.settings import Settings
 
 SQL = sql_files.load("verify")
+
+METRIC_CHANGED = "a metric was changed"
+"""How the reason begins that usage.metric_changed() turns trust off with."""
 
 SHOWN_DIFFERENCES = 1000
 """Differences that a verification names at most; all are counted."""
@@ -52,12 +56,14 @@ class Difference:
 class VerifyResult:
     """``differences`` counts rollup rows; ``shown`` has the first of them. ``trusted`` is what readers go by afterwards."""
 
-    months: int
+    chunks: int
     differences: int
     shown: tuple[Difference, ...]
     repaired: bool
     trusted: bool
     doubt: str | None
+    resumed_from: str | None = None
+    """The day from which on an interrupted rebuild was taken up again."""
 
 
 @dataclass(frozen=True)
@@ -76,30 +82,62 @@ def verify(
     repair: bool = False,
     since: str | None = None,
     until: str | None = None,
+    resume: bool = False,
     progress: Callable[[VerifyProgress], None] = lambda _progress: None,
+    check: Callable[[], None] = never,
 ) -> VerifyResult:
     """Compare the days [since, until), ISO days, by default all that are not sealed; with ``repair`` fold the differences.
 
-    A repair of all days turns trust on again, once capture is in order. Commits month by month. Raises UsageError for a
-    range that is empty, sealed or in the future, and AggregatorError where trust could not be restored.
+    A repair of all days turns trust on again, once capture is in order; with ``resume`` it goes on where an interrupted one
+    stopped, if nothing happened since that it could not know. Commits chunk by chunk; ``check`` is called between them,
+    and may raise Stopped. Raises UsageError for a range that is empty, sealed or in the future, and AggregatorError where
+    trust could not be restored.
     """
+    state, doubtful, resumable, run = fold.with_retries(lambda: _look(connection, since, until))
+    restore_trust = repair and doubtful and since is None and until is None
+    resumed_from = resumable if resume and restore_trust else None
+    reason: str | None = None
+    if resumed_from is not None:
+        reason = state.distrust_reason
+    elif restore_trust:
+        reason, run = _prepare_trust(connection, settings)
+    chunks = differences = 0
+    shown: list[Difference] = []
+    day = resumed_from or since or state.sealed_day
+    differ: list[str] = []
+    while True:
+        check()
+        chunk = fold.with_retries(lambda day=day: _next_chunk(connection, settings, day, until or "infinity"))  # type: ignore[misc]
+        if chunk is None:
+            break
+        found, some = fold.with_retries(
+            lambda chunk=chunk: _verify_chunk(  # type: ignore[misc]
+                connection, state.source, *chunk, repair=repair, run=None if reason is None else run
+            )
+        )
+        chunks += 1
+        differences += found
+        differ += [chunk[0]] if found else []
+        if found and not repair:
+            _distrust(connection, differ[0], chunk[1])
+        shown += some[: SHOWN_DIFFERENCES - len(shown)]
+        day = chunk[1]
+        progress(VerifyProgress(*chunk, differences))
+    if reason is not None:
+        fold.with_retries(lambda: _believe(connection, reason, run))
+    found_doubt = read_doubt(connection)
+    return VerifyResult(chunks, differences, tuple(shown), repair, found_doubt is None, found_doubt, resumed_from)
 
-    def look() -> tuple[fold.State, tuple[bool, ...]]:
-        with fold.looking(connection) as state:
-            row = connection.execute(
-                "select %(since)s::date < usage.local_day(now(), %(zone)s) + 1, coalesce(%(since)s::date < %(until)s::date, true),"
-                " %(since)s::date >= %(sealed)s::date, usage.doubt() is not null",
-                {
-                    "since": since or state.sealed_day,
-                    "until": until,
-                    "zone": state.time_zone,
-                    "sealed": state.sealed_day,
-                },
-            ).fetchone()
-            assert row is not None
-            return state, row
 
-    state, (begins_by_now, in_order, unsealed, doubtful) = fold.with_retries(look)
+def _look(connection: Connection, since: str | None, until: str | None) -> tuple[fold.State, bool, str | None, int]:
+    """Return the state, whether there is doubt, the day that an interrupted repair has to go on from, and its number.
+
+    Raises UsageError for a range that cannot be verified.
+    """
+    with fold.looking(connection) as state:
+        row = connection.execute(SQL["look"], {"since": since, "until": until}).fetchone()
+    assert row is not None
+    begins_by_now, in_order, unsealed, doubtful, resumable, run = row
     if not in_order:
         raise UsageError("--since must be before --until")
     if not begins_by_now:
@@ -108,50 +146,40 @@ def verify(
         raise UsageError(
             f"--since: days before {state.sealed_day} are sealed: their raw events may be gone, so they cannot be verified"
         )
-
-    everything = since is None and until is None
-    reason = _prepare_trust(connection, settings) if repair and everything and doubtful else None
-    months = differences = 0
-    shown: list[Difference] = []
-    day = since or state.sealed_day
-    source = state.source
-    while True:
-        chunk = fold.with_retries(lambda day=day: _next_chunk(connection, day, until or "infinity"))  # type: ignore[misc]
-        if chunk is None:
-            break
-        found, some = fold.with_retries(
-            lambda chunk=chunk: _verify_chunk(connection, source, *chunk, repair=repair)  # type: ignore[misc]
-        )
-        months += 1
-        differences += found
-        shown += some[: SHOWN_DIFFERENCES - len(shown)]
-        day = chunk[1]
-        progress(VerifyProgress(*chunk, differences))
-    if reason is not None:
-        fold.with_retries(lambda: _believe(connection, reason))
-    doubt = fold.with_retries(lambda: _doubt(connection))
-    return VerifyResult(months, differences, tuple(shown), repair, doubt is None, doubt)
+    return state, doubtful, resumable, run
 
 
-def _believe(connection: Connection, reason: str) -> None:
+def _distrust(connection: Connection, day_from: str, day_to: str) -> None:
+    with transaction(connection):
+        reason = f"verification found differences in days [{day_from}, {day_to}): run aggregator verify --repair"
+        connection.execute(SQL["distrust"], {"reason": reason, "from": day_from})
+
+
+def _believe(connection: Connection, reason: str, run: int) -> None:
     with fold.looking(connection, read_only=False):
-        connection.execute(SQL["believe"], {"reason": reason})
+        connection.execute(SQL["believe"], {"reason": reason, "run": run})
 
 
-def _doubt(connection: Connection) -> str | None:
-    with fold.looking(connection):
-        row = connection.execute("select usage.doubt()").fetchone()
-        assert row is not None
-        return None if row[0] is None else str(row[0])
+def read_doubt(connection: Connection) -> str | None:
+    """Return why readers do not use the rollups, or None."""
+
+    def look() -> str | None:
+        with fold.looking(connection):
+            row = connection.execute("select usage.doubt()").fetchone()
+            assert row is not None
+            return None if row[0] is None else str(row[0])
+
+    return fold.with_retries(look)
 
 
-def _prepare_trust(connection: Connection, settings: Settings) -> str:
+def _prepare_trust(connection: Connection, settings: Settings) -> tuple[str, int]:
     """Make sure that nothing goes uncaptured from here on, so that what is verified stays right.
 
-    Return the reason for which trust is off: if another one is there afterwards, it is not to be turned on.
+    Return the reason for which trust is off: if another one is there afterwards, it is not to be turned on; and
+    the number of this repair.
     """
 
-    def know() -> str:
+    def know() -> tuple[str, int]:
         with fold.looking(connection, read_only=False):
             row = connection.execute(SQL["uncaptured"]).fetchone()
             assert row is not None
@@ -161,31 +189,36 @@ def _prepare_trust(connection: Connection, settings: Settings) -> str:
                 SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"}
             ).fetchone()
             assert row is not None
-            return str(row[0])
+            return str(row[0]), int(row[1])
 
-    reason = fold.with_retries(know)
+    reason, run = fold.with_retries(know)
     _, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
     if writers:
         raise AggregatorError(
             f"writers that may have gone uncaptured are still open: {'; '.join(writers)}; run verify --repair again when they have ended"
         )
-    return reason
+    return reason, run
 
 
-def _next_chunk(connection: Connection, day: str, until: str) -> tuple[str, str] | None:
+def _next_chunk(connection: Connection, settings: Settings, day: str, until: str) -> tuple[str, str] | None:
     """Return the next days to compare, at most to the end of a month, skipping days with neither rows nor events."""
     with fold.looking(connection):
         row = connection.execute(SQL["next_bucket"], {"day": day}).fetchone()
         if row is None or row[0] is None:
             return None
         first = row[0]
-        row = connection.execute(SQL["chunk_end"], {"day": first, "until": until}).fetchone()
+        row = connection.execute(SQL["chunk_end"], {"day": first, "until": until, "n": settings.step_events}).fetchone()
         assert row is not None
         return (first, row[0]) if row[1] else None
 
 
+def _restatement_reason(state: fold.State) -> str:
+    redefined = state.distrust_reason is not None and state.distrust_reason.startswith(METRIC_CHANGED)
+    return "redefined" if redefined else "repaired"
+
+
 def _verify_chunk(
-    connection: Connection, source: str, day_from: str, day_to: str, *, repair: bool
+    connection: Connection, source: str, day_from: str, day_to: str, *, repair: bool, run: int | None
 ) -> tuple[int, list[Difference]]:
     with fold.snapshot(connection, source, lock_state=repair) as state:
         if state.truncated:
@@ -195,7 +228,8 @@ def _verify_chunk(
         assert row is not None
         connection.execute(fold.SQL["create_delta"])
         connection.execute(
-            b"insert into pg_temp.delta " + SQL["differences"].encode(), {**days, "start": row[0], "end": row[1]}
+            b"insert into pg_temp.delta " + SQL["differences"].encode(),
+            {**days, "start": row[0], "end": row[1], "reason": _restatement_reason(state)},
         )
         count_row = connection.execute(SQL["count_differences"]).fetchone()
         assert count_row is not None
@@ -209,5 +243,9 @@ def _verify_chunk(
             if repair:
                 connection.execute(fold.SQL["restate"], {"run": None, "below": None})
                 fold.apply_delta(connection, derive=False)
+        if repair:
+            connection.execute(SQL["forget_leaves"], {"start": row[0], "end": row[1]})
+        if run is not None:
+            connection.execute(SQL["repaired_until"], {"to": day_to, "run": run})
         connection.execute(SQL["record"], {**days, "differences": count, "repaired": repair})
         return count, some

@@ -13,6 +13,10 @@ SQL_FOLDER = Path(__file__).parent / "sql"
 
 def run_sql(name: str) -> None:
     """Run a frozen file of alembic/sql as one step of a migration, online or offline."""
+    # For this transaction only: a transaction pooler would hand a session's settings to somebody else. A migration that
+    # does not get its locks fails, changes nothing, and is tried again; readers do not queue up behind it for long.
+    op.execute(f"SET LOCAL lock_timeout = {config.attributes.get('lock_timeout', 500)}")
+    op.execute("SET LOCAL search_path = pg_catalog, pg_temp")
     # A colon would be taken for a bound parameter.
     op.execute(sa.text((SQL_FOLDER / name).read_text(encoding="utf-8").replace(":", r"\:")))
 

@@ -87,6 +87,9 @@ language sql stable as {body}
 -- no_collection_body --
 select null::pg_catalog.uuid, null::pg_catalog.text where false
 
+-- function_bodies --
+select p.proname::text, p.prosrc from pg_proc p where p.pronamespace = 'usage'::regnamespace and p.proname = any(%(names)s)
+
 -- stub_functions --
 create or replace function usage.event()
 returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
@@ -110,8 +113,8 @@ begin
     if tg_op = 'INSERT' then
         -- WHEN has found it late, or without an instant. Whatever comes to be there adds, also below the seal.
         if new.created_at is not null then
-            insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
-            values (1, new.created_at, new.collection_id, new.resource_type, new.detail);
+            insert into usage.late_change (sign, created_at, collection_id, resource_type, detail, leaf)
+            values (1, new.created_at, new.collection_id, new.resource_type, new.detail, tg_relid);
         end if;
         return null;
     end if;
@@ -121,15 +124,15 @@ begin
     if old.created_at is not null
        and coalesce(old.created_at < frontier, true) and coalesce(old.created_at >= seal, true)
     then
-        insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
-        values (-1, old.created_at, old.collection_id, old.resource_type, old.detail);
+        insert into usage.late_change (sign, created_at, collection_id, resource_type, detail, leaf)
+        values (-1, old.created_at, old.collection_id, old.resource_type, old.detail, tg_relid);
     end if;
     if tg_op = 'UPDATE' and new.created_at is not null
        and coalesce(new.created_at < frontier, true)
        and coalesce(old.created_at >= seal or new.created_at >= seal, true)
     then
-        insert into usage.late_change (sign, created_at, collection_id, resource_type, detail)
-        values (1, new.created_at, new.collection_id, new.resource_type, new.detail);
+        insert into usage.late_change (sign, created_at, collection_id, resource_type, detail, leaf)
+        values (1, new.created_at, new.collection_id, new.resource_type, new.detail, tg_relid);
     end if;
     return null;
 end
@@ -147,7 +150,7 @@ begin
     return null;
 end
 
--- truncate_function --
+-- capture_truncate_function --
 create or replace function usage.capture_truncate() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as {body}
 
@@ -209,6 +212,9 @@ select source, source_oid, title_source, time_zone, frontier, sealed_until, trus
        usage.fingerprint_doubt(), usage.fingerprint() is not distinct from fingerprint
   from usage.state for update
 
+-- lock_attached --
+select source, title_source from usage.state where source is not null for update
+
 -- set_attached --
 update usage.state
    set source = %(source)s, source_oid = %(oid)s, title_source = %(titles)s, time_zone = %(zone)s,
@@ -232,15 +238,17 @@ update usage.state set fingerprint = usage.fingerprint()
 -- distrust --
 -- Also over an earlier reason: a repair that is under way must see that this happened after it began.
 update usage.state
-   set trusted = false,
+   set trusted = false, repair_day = null,
        distrust_reason = format('capture was restored after a gap, at %%s: run aggregator verify --repair', clock_timestamp())
 
 -- set_detached --
+-- Of discarded history there is nothing to say any more.
+with discarded as (delete from usage.metric_history where %(discard)s)
 update usage.state
    set source = null, source_oid = null, title_source = null, fingerprint = null, capture_mode = null, attached_at = null,
        sealed_until = case when %(discard)s then '-infinity' else sealed_until end,
        frontier = case when %(discard)s then '-infinity' else sealed_until end,
-       trusted = true, distrust_reason = null, zone_valid_from = '-infinity'
+       trusted = true, distrust_reason = null, zone_valid_from = '-infinity', repair_day = null, version = version + 1
 
 -- delete_captured --
 with late as (delete from usage.late_change)

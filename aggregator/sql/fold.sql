@@ -17,7 +17,13 @@ select s.source, s.frontier, s.sealed_until, s.trusted, s.distrust_reason, s.tim
 select s.id from usage.state s for update
 
 -- distrust --
-update usage.state set trusted = false, distrust_reason = %(reason)s where trusted
+-- The first reason stays. A repair that is under way must begin anew: it cannot know what happened.
+update usage.state
+   set trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = null
+ where trusted or repair_day is not null
+
+-- count_version --
+update usage.state set version = version + 1 where exists (select from pg_temp.delta)
 
 -- create_delta --
 -- Differences that this transaction adds to the rollups. reason: null for raw events at the tail.

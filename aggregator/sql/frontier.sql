@@ -58,3 +58,19 @@ select coalesce('prepared transaction ' || quote_literal(p.gid) || ', since ' ||
  where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
    and l.transactionid::text = any(%(ids)s)
  order by 1
+
+-- describe_old_writers --
+-- The same of those that have been open for some time, as far as this role may see their age.
+select coalesce('prepared transaction ' || quote_literal(p.gid) || ', since ' || date_trunc('second', p.prepared)::text,
+                'pid ' || l.pid
+                || coalesce(' (' || nullif(a.application_name, '') || ')', '')
+                || coalesce(', open for ' || date_trunc('second', clock_timestamp() - a.xact_start)::text, ''),
+                -- between being prepared and being listed so, or ended
+                'transaction ' || l.transactionid::text)
+  from pg_locks l
+  left join pg_prepared_xacts p on p.transaction = l.transactionid
+  left join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
+   and l.transactionid::text = any(%(ids)s)
+   and coalesce(p.prepared, a.xact_start) < clock_timestamp() - make_interval(secs => %(seconds)s)
+ order by 1

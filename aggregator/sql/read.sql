@@ -1,4 +1,4 @@
--- Run-time SQL of the read function and of status. As plain numbers and text, so that no DateStyle, TimeZone or loader
+-- Run-time SQL of the read function. As plain numbers and text, so that no DateStyle, TimeZone or loader
 -- of the caller's connection changes anything, and days that Python has no date for do not fail.
 
 -- overview --
@@ -21,17 +21,3 @@ select r.section,
 
 -- metrics --
 select m.resource_type, m.label, m.unit, m.secondary_unit from usage.metric m
-
--- status --
-select s.source, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::text, f.lag::text, f.reason,
-       f.pending_changes, f.last_refreshed::text, f.last_verified::text,
-       (select r.status || coalesce(': ' || r.error, '') || coalesce(', left raw because of ' || r.waited_for, '')
-          from usage.refresh_run r order by r.id desc limit 1),
-       (select count(*) from usage.daily), (select sum(d.rejected_count)::bigint from usage.daily_total d),
-       pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
-                         from unnest(array['usage.daily', 'usage.daily_collection', 'usage.daily_total',
-                                           'usage.monthly', 'usage.monthly_collection']) r)),
-       extract(epoch from s.frontier - clock_timestamp()) > 60 and isfinite(s.frontier),
-       has_sequence_privilege('public', 'usage.frontier_seq', 'SELECT')
-       and has_sequence_privilege('public', 'usage.seal_seq', 'SELECT')
-  from usage.state s, usage.freshness f

@@ -10,15 +10,24 @@ select s.source is not null and isfinite(s.frontier)
 select usage.fingerprint_doubt(), usage.doubt()
 
 -- new_partitions --
--- Partitions that the fingerprint does not know; whether truncated or rewritten since they were made, so that late
--- changes may be left of events that went unseen; whether there is a gap in capture elsewhere.
-select quote_ident(n.nspname) || '.' || quote_ident(c.relname),
-       usage.is_rewritten(c.oid, usage.fingerprint() ->> c.oid::text),
-       usage.uncaptured() is not null
-  from usage.state s, pg_partition_tree(to_regclass(s.source)) t
-  join pg_class c on c.oid = t.relid
-  join pg_namespace n on n.oid = c.relnamespace
- where t.isleaf and not s.fingerprint ? t.relid::oid::text
+-- What the fingerprint does not know, with its entry; whether it holds rows itself; whether it was truncated or
+-- rewritten since it was made, so that late changes may be left of events that went unseen; whether there is a gap in
+-- capture elsewhere.
+select f.key, f.value, c.relkind <> 'p', usage.is_rewritten(f.key::oid, f.value), usage.uncaptured() is not null
+  from usage.state s, jsonb_each_text(usage.fingerprint()) f
+  join pg_class c on c.oid = f.key::oid
+ where not s.fingerprint ? f.key
+ order by c.oid
+
+-- any_new_partition --
+select exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
+  from usage.state s
+
+-- partition_name --
+-- Null for one that is none of the source's any more.
+select quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+  from usage.state s, pg_class c join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = %(oid)s::oid and pg_partition_root(c.oid) = to_regclass(s.source)
 
 -- partition_span --
 select usage.local_day(min(e.created_at), s.time_zone)::text,
@@ -27,13 +36,30 @@ select usage.local_day(min(e.created_at), s.time_zone)::text,
  where e.created_at < s.frontier
  group by s.time_zone
 
--- accept_fingerprint --
--- What is new and captured becomes known; what is known already, changed or gone, is left in doubt.
+-- gone_span --
+-- The days of late changes whose partition is gone.
+select usage.local_day(min(l.created_at), s.time_zone)::text,
+       usage.next_day(usage.local_day(max(l.created_at), s.time_zone))::text
+  from usage.state s, usage.late_change l
+ where l.created_at >= s.sealed_until and l.created_at < s.frontier and l.leaf is not null
+   and to_regclass(s.source)::oid <> l.leaf
+   and not exists (select from pg_partition_tree(to_regclass(s.source)) t where t.relid::oid = l.leaf)
+ group by s.time_zone
+
+-- any_gone --
+select exists (
+    select from usage.state s, usage.late_change l
+     where l.created_at >= s.sealed_until and l.created_at < %(limit)s::timestamptz and l.leaf is not null
+       and s.capture_mode = 'always' and to_regclass(s.source)::oid <> l.leaf
+       and not exists (select from pg_partition_tree(to_regclass(s.source)) t where t.relid::oid = l.leaf))
+
+-- accept_partitions --
+-- What was found new, and is as it was then, becomes known; what came or changed since is for the next time.
 update usage.state s
    set fingerprint = s.fingerprint || n.known
   from (select jsonb_object_agg(f.key, f.value) as known
           from usage.state t, jsonb_each_text(usage.fingerprint()) f
-         where not t.fingerprint ? f.key and usage.is_captured(f.value, t.capture_mode)) n
+         where %(found)s::jsonb ->> f.key = f.value and usage.is_captured(f.value, t.capture_mode)) n
  where n.known is not null
 
 -- estimate --
@@ -120,7 +146,7 @@ delete from usage.late_change l using usage.state s where l.created_at >= s.seal
 delete from usage.truncate_marker
 
 -- frontier_to_seal --
-update usage.state set frontier = sealed_until
+update usage.state set frontier = sealed_until, version = version + 1
 
 -- set_frontier --
 update usage.state set frontier = %(frontier)s::timestamptz
@@ -140,12 +166,23 @@ returning id
 update usage.refresh_run
    set steps = steps + 1, events = events + %(events)s, late_changes = late_changes + %(late)s,
        frontier_to = (select s.frontier from usage.state s)
- where id = %(run)s
+ where id = %(run)s and status = 'running'
 
 -- finish_run --
 update usage.refresh_run
    set finished_at = clock_timestamp(), status = %(status)s, waited_for = %(waited_for)s, error = %(error)s
  where id = %(run)s
+
+-- is_reached --
+-- Whether writers still see a frontier at or past the target: it may have been reset since.
+select usage.frontier_for_writers() >= %(target)s::timestamptz
+
+-- set_seal --
+-- The seal that writers see, in case a dump or a kill left it behind: only ever upwards.
+select setval('usage.seal_seq', (extract(epoch from s.sealed_until) * 1000000)::bigint)
+  from usage.state s
+ where isfinite(s.sealed_until)
+   and coalesce(pg_sequence_last_value('usage.seal_seq') < extract(epoch from s.sealed_until) * 1000000, true)
 
 -- is_before --
 select %(frontier)s::timestamptz < %(target)s::timestamptz

@@ -19,8 +19,37 @@ select least(
   from usage.state s
 
 -- chunk_end --
-select least(usage.next_month(usage.month_of(%(day)s::date)), %(until)s::date)::text,
+-- At most the rest of the month, and whole days of about N events (one day at least).
+select least(usage.next_month(usage.month_of(%(day)s::date)), %(until)s::date,
+             (select greatest(usage.local_day(n.created_at, s.time_zone), usage.next_day(%(day)s::date))
+                from (select e.created_at from usage.event() e
+                       where e.created_at >= usage.day_start(%(day)s::date, s.time_zone)
+                       order by e.created_at offset %(n)s limit 1) n))::text,
        %(day)s::date < %(until)s::date
+  from usage.state s
+
+-- look --
+-- Begins by now, is in order, is not sealed; whether there is doubt; where an interrupted repair of all days goes on,
+-- if nothing was noticed since.
+select x.since < usage.next_day(usage.local_day(now(), x.time_zone)), coalesce(x.since < %(until)s::date, true), x.since >= x.sealed_day,
+       usage.doubt() is not null,
+       case when not x.trusted and isfinite(x.repair_day) and usage.fingerprint_doubt() is null
+                 and not exists (select from usage.truncate_marker) then x.repair_day end::text,
+       x.repair_run
+  from (select coalesce(%(since)s::date, usage.local_day(s.sealed_until, s.time_zone)) as since,
+               usage.local_day(s.sealed_until, s.time_zone) as sealed_day, s.time_zone, s.trusted, s.repair_day, s.repair_run
+          from usage.state s) x
+
+-- repaired_until --
+-- Null stays null: then something happened since the repair began, and it has to begin anew. So does what another
+-- repair set: it began after something that this one may not have seen.
+update usage.state set repair_day = %(to)s::date where repair_day is not null and repair_run = %(run)s
+
+-- distrust --
+-- As fold's, but a repair that is under way goes on, unless it has been through these days: the rest is known to differ.
+update usage.state
+   set trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = null
+ where trusted or repair_day > %(from)s::date
 
 -- differences --
 -- What has to be added to each rollup row of the days [from, to) to make it right. Expected are the raw events below
@@ -64,11 +93,11 @@ with expected as materialized (
      where d.day >= usage.month_of(%(from)s::date) and d.day < usage.next_month(usage.month_of(%(from)s::date))
 )
 select 'daily', d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
-       d.event_count::bigint, d.total_value, d.secondary_value, d.rejected_count::bigint, 'repaired'
+       d.event_count::bigint, d.total_value, d.secondary_value, d.rejected_count::bigint, %(reason)s
   from daily_difference d
 union all
 select 'daily_collection', x.day, x.collection_id, x.resource_type, null, null,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
   from (select e.day, e.collection_id, e.resource_type, e.event_count, e.total_value, e.secondary_value, e.rejected_count
           from expected e
         union all
@@ -79,7 +108,7 @@ select 'daily_collection', x.day, x.collection_id, x.resource_type, null, null,
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
 select 'daily_total', x.day, null, x.resource_type, null, null,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
   from (select e.day, e.resource_type, e.event_count, e.total_value, e.secondary_value, e.rejected_count
           from expected e
         union all
@@ -90,7 +119,7 @@ select 'daily_total', x.day, null, x.resource_type, null, null,
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
 select 'monthly', x.month, x.collection_id, x.resource_type, x.job_type, x.model_level,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
   from (select d.month, d.collection_id, d.resource_type, d.job_type, d.model_level, d.event_count, d.total_value, d.secondary_value, d.rejected_count
           from days_of_month d
         union all
@@ -101,7 +130,7 @@ select 'monthly', x.month, x.collection_id, x.resource_type, x.job_type, x.model
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
 select 'monthly_collection', x.month, x.collection_id, x.resource_type, null, null,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, 'repaired'
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
   from (select d.month, d.collection_id, d.resource_type, d.event_count, d.total_value, d.secondary_value, d.rejected_count
           from days_of_month d
         union all
@@ -116,6 +145,15 @@ having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_val
 select least(usage.day_start(%(from)s::date, s.time_zone), s.frontier)::text,
        least(usage.day_start(%(to)s::date, s.time_zone), s.frontier)::text
   from usage.state s
+
+-- forget_leaves --
+-- Late changes of a partition that is gone: from here on the rollups count with them, and without its raw events.
+update usage.late_change l
+   set leaf = null
+  from usage.state s
+ where l.created_at >= %(start)s::timestamptz and l.created_at < %(end)s::timestamptz and l.leaf is not null
+   and to_regclass(s.source)::oid <> l.leaf
+   and not exists (select from pg_partition_tree(to_regclass(s.source)) t where t.relid::oid = l.leaf)
 
 -- some_differences --
 select x.rollup, x.bucket::text, x.collection_id::text, x.resource_type, x.job_type, x.model_level,
@@ -138,14 +176,17 @@ select usage.uncaptured()
 -- From here on the fingerprint tells every further gap; trust stays off until all days are verified.
 update usage.state
    set fingerprint = usage.fingerprint(), source_oid = to_regclass(source)::oid,
-       trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s)
-returning distrust_reason
+       trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = '-infinity',
+       repair_run = repair_run + 1
+returning distrust_reason, repair_run
 
 -- believe --
 -- Trust again, unless something happened meanwhile (it left another reason, or another fingerprint), or events lie in
 -- years that the zone has no day intervals for.
 update usage.state
-   set trusted = true, distrust_reason = null
+   set trusted = true, distrust_reason = null, repair_day = null
  where distrust_reason = %(reason)s
+   and repair_day is not null
+   and repair_run = %(run)s
    and usage.fingerprint_doubt() is null
    and not exists (select from usage.event() e where e.created_at < zone_valid_from)

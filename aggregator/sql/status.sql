@@ -1,0 +1,38 @@
+-- Run-time SQL of status.
+
+-- status --
+select s.source, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::text,
+       date_trunc('second', f.lag)::text, extract(epoch from f.lag)::float8, f.reason,
+       case when s.frontier is not null then usage.tail_events(%(tail)s) end,
+       f.pending_changes, f.last_refreshed::text, extract(epoch from f.last_refreshed)::float8,
+       f.last_verified::text, extract(epoch from f.last_verified)::float8,
+       (select r.status || coalesce(': ' || r.error, '') || coalesce(', left raw because of ' || r.waited_for, '')
+          from usage.refresh_run r order by r.id desc limit 1),
+       (select j.finished_at::text from usage.job j where j.name = 'nightly'),
+       (select r.error || ' (' || r.finished_at::text || ')' from usage.refresh_run r where r.error is not null order by r.id desc limit 1),
+       (select min(v.refreshed_at)::text from usage.view_refresh v having bool_and(v.refreshed_at is not null)),
+       (select count(*) from usage.daily), (select sum(d.rejected_count)::bigint from usage.daily_total d),
+       coalesce((select sum(t.rejected_count) / nullif(sum(t.event_count), 0) from usage.daily_total t
+                  where t.day between usage.local_day(now(), s.time_zone) - 30 and usage.local_day(now(), s.time_zone)), 0)::float8,
+       pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
+                         from unnest(array['usage.daily', 'usage.daily_collection', 'usage.daily_total',
+                                           'usage.monthly', 'usage.monthly_collection']) r))
+  from usage.state s, usage.freshness f
+
+-- problems --
+select p.code, p.problem, p.remedy
+  from usage.problems(make_interval(secs => %(max_lag)s), make_interval(secs => 86400 * %(max_verification_age)s::float8),
+                      %(max_pending_changes)s, %(max_rejected_share)s::numeric, make_interval(secs => %(max_frontier_ahead)s)) p
+
+-- at_work --
+select j.name || ': ' || j.holder || ', since ' || date_trunc('second', j.claimed_at)::text
+  from usage.job j
+ where j.holder is not null and j.lease_until >= clock_timestamp()
+ order by j.name
+
+-- save_limits --
+update usage.health_limit
+   set max_lag = make_interval(secs => %(max_lag)s),
+       max_verification_age = make_interval(secs => 86400 * %(max_verification_age)s::float8),
+       max_pending_changes = %(max_pending_changes)s, max_rejected_share = %(max_rejected_share)s::numeric,
+       max_frontier_ahead = make_interval(secs => %(max_frontier_ahead)s)

@@ -1,0 +1,388 @@
+-- Operations: who is at work, when the materialized views were refreshed, what is wrong, what metrics were before; where
+-- late changes come from.
+
+-- Late changes of partitions that came and went ----------------------------------------------------------------------
+
+alter table usage.late_change add column leaf oid;
+comment on column usage.late_change.leaf is
+'The table or partition that the event was in; null: compared with the raw events since, wherever it was.';
+
+create or replace function usage.fingerprint_doubt() returns text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s        usage.state;
+    now_is   jsonb;
+    relation record;
+    filled   boolean;
+begin
+    select * into strict s from usage.state;
+    if s.source is null then
+        return null;
+    end if;
+    if to_regclass(s.source) is null then
+        return format('the source table %s is gone: restore it, or run aggregator detach', s.source);
+    end if;
+    if to_regclass(s.source)::oid <> s.source_oid then
+        return format('another table bears the name %s: run aggregator attach, then verify --repair', s.source);
+    end if;
+    now_is := usage.fingerprint();
+    for relation in
+        select coalesce(o.key, n.key)::oid as oid, o.value as old, n.value as new
+          from jsonb_each_text(s.fingerprint) o full join jsonb_each_text(now_is) n on n.key = o.key
+         where now_is <> s.fingerprint and o.value is distinct from n.value
+         order by 1
+    loop
+        if relation.new is null then
+            return format('partition %s of the source is gone: run aggregator verify --repair to follow, or seal to keep its history',
+                          relation.oid::regclass);
+        elsif relation.old is not null then
+            return format('capture on %s was changed (triggers or file): run aggregator attach, then verify --repair',
+                          relation.oid::regclass);
+        end if;
+        -- A new partition that was created empty is filled through its triggers: only one that brought rows along
+        -- from below the frontier is in doubt.
+        if (select relkind from pg_class c where c.oid = relation.oid) <> 'p' then
+            execute format('select exists (select from %s where created_at < $1)', relation.oid::regclass)
+               into filled using s.frontier;
+            if filled then
+                return format('partition %s of the source is new and holds events below the frontier: run aggregator refresh',
+                              relation.oid::regclass);
+            elsif usage.is_rewritten(relation.oid, relation.new) then
+                return format('partition %s of the source is new and was truncated or rewritten: run aggregator refresh',
+                              relation.oid::regclass);
+            end if;
+        end if;
+        if not usage.is_captured(relation.new, s.capture_mode) then
+            return format('partition %s of the source is not captured: run aggregator attach, then verify --repair',
+                          relation.oid::regclass);
+        end if;
+    end loop;
+    -- A partition that was made, took late events and went, all since the last refresh, is in neither fingerprint.
+    -- What is replicated to us bears the oids of another server.
+    if s.capture_mode = 'always' and (select relkind from pg_class c where c.oid = s.source_oid) = 'p'
+       and exists (select from usage.late_change l
+                    where l.created_at >= s.sealed_until and l.created_at < s.frontier and l.leaf is not null
+                      and not exists (select from jsonb_object_keys(now_is) k where k::oid = l.leaf))
+    then
+        return 'a partition of the source came and went, with late events: run aggregator refresh';
+    end if;
+    return null;
+end $$;
+
+-- State: what changed the rollups last, and how far a rebuild has come -----------------------------------------------
+
+alter table usage.state add column version bigint not null default 0;
+comment on column usage.state.version is 'Counts the transactions that changed the rollups: whoever derives something from them compares it.';
+alter table usage.state add column repair_day date;
+comment on column usage.state.repair_day is
+'While a repair of all days is under way or was interrupted: the next day it has to compare. Null: none, or something happened since that it cannot know.';
+
+alter table usage.state add column repair_run bigint not null default 0;
+comment on column usage.state.repair_run is
+'Which repair of all days repair_day belongs to: one that another began after it neither moves it nor turns trust on.';
+
+alter table usage.refresh_run drop constraint refresh_run_status;
+alter table usage.refresh_run add constraint refresh_run_status
+    check (status in ('running', 'done', 'partial', 'failed', 'stopped'));
+comment on column usage.refresh_run.status is
+'running (or killed, if its process is gone); done; partial: late changes only, a writer stayed open; failed; stopped: by a signal, between steps.';
+
+-- Who is at work ----------------------------------------------------------------------------------------------------
+
+-- A lease and no session-level lock: it survives poolers, and frees itself when its holder is gone. Answers do not
+-- depend on it: two refreshes at once are safe, and only do the work twice.
+create table usage.job (
+    name         text        not null,
+    holder       text,
+    claimed_at   timestamptz,
+    lease_until  timestamptz,
+    started_at   timestamptz,
+    finished_at  timestamptz,
+    done_for     timestamptz,
+    failures     integer     not null default 0,
+    retry_at     timestamptz,
+    last_error   text,
+    constraint job_pkey primary key (name),
+    constraint job_lease check ((holder is null) = (lease_until is null))
+);
+comment on table usage.job is 'What schedulers and commands do one at a time: refresh, nightly, and the exclusive commands (purge, seal, rebuild, metric).';
+comment on column usage.job.name is 'refresh, nightly or exclusive.';
+comment on column usage.job.holder is 'Who is at it: command, host and process; null: nobody.';
+comment on column usage.job.claimed_at is 'When the holder began.';
+comment on column usage.job.lease_until is 'The holder is given up after this instant, unless it extends it.';
+comment on column usage.job.started_at is 'When it was last begun by a scheduler.';
+comment on column usage.job.finished_at is 'When it last went well.';
+comment on column usage.job.done_for is 'nightly: the due instant that the last good run was for.';
+comment on column usage.job.failures is 'Failures in a row.';
+comment on column usage.job.retry_at is 'After a failure: not before this instant.';
+comment on column usage.job.last_error is 'Why it failed last, in one line; null after a good run.';
+insert into usage.job (name) values ('refresh'), ('nightly'), ('exclusive');
+
+create function usage.nightly_due(at timestamptz, local_time time, zone text) returns timestamptz
+language sql immutable parallel safe
+return case
+    when ((usage.local_day(at, zone) + local_time) at time zone zone) <= at then (usage.local_day(at, zone) + local_time) at time zone zone
+    else (usage.local_day(at, zone) - 1 + local_time) at time zone zone
+end;
+comment on function usage.nightly_due(timestamptz, time, text) is
+'The last instant, not after another, at which the nightly run is due: a local time of the reporting zone, once a local day, also on DST nights.';
+
+-- Materialized views --------------------------------------------------------------------------------------------------
+
+create table usage.view_refresh (
+    view_name     text        not null,
+    refreshed_at  timestamptz,
+    as_of_day     date,
+    version       bigint,
+    constraint view_refresh_pkey primary key (view_name)
+);
+comment on table usage.view_refresh is 'When the materialized views were refreshed, and from which rollups.';
+comment on column usage.view_refresh.view_name is 'The materialized view, in schema usage.';
+comment on column usage.view_refresh.refreshed_at is 'The snapshot that it shows; null: never refreshed.';
+comment on column usage.view_refresh.as_of_day is 'The local day of that snapshot.';
+comment on column usage.view_refresh.version is 'usage.state.version of that snapshot.';
+insert into usage.view_refresh (view_name) values ('trailing'), ('monthly_ranking');
+
+create function usage.refresh_view(view_name text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if view_name not in (select v.view_name from usage.view_refresh v) then
+        raise undefined_table using message = format('%s is no materialized view of aggregator', view_name);
+    end if;
+    if (select c.relispopulated from pg_class c
+         where c.oid = to_regclass(format('usage.%I', view_name))) then
+        execute format('refresh materialized view concurrently usage.%I', view_name);
+    else  -- the first time: there is nothing to read yet that could be blocked
+        execute format('refresh materialized view usage.%I', view_name);
+    end if;
+end $$;
+comment on function usage.refresh_view(text) is
+'Refresh a materialized view of ours, CONCURRENTLY once it has been filled: for a role that does not own it.';
+
+create function usage.analyze_changed() returns setof text
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    changed regclass;
+begin
+    for changed in
+        select s.relid
+          from pg_stat_user_tables s
+          join pg_class c on c.oid = s.relid
+         where s.schemaname = 'usage'
+           and s.relname in ('daily', 'daily_collection', 'daily_total', 'monthly', 'monthly_collection', 'late_change',
+                             'trailing', 'monthly_ranking')
+           and s.n_mod_since_analyze > 50 + 0.05 * greatest(c.reltuples, 0)
+         order by s.relname
+    loop
+        execute format('analyze %s', changed);
+        return next changed::text;
+    end loop;
+end $$;
+comment on function usage.analyze_changed() is
+'ANALYZE the rollups of which a twentieth changed since the last time; return their names.';
+
+-- Metrics: only what changes a sum costs a rebuild ----------------------------------------------------------------------
+
+create table usage.metric_history (
+    id              bigint generated always as identity,
+    resource_type   text collate "C" not null,
+    value_key       text,
+    secondary_key   text,
+    unit            text,
+    secondary_unit  text,
+    label           text,
+    valid_below     timestamptz not null,
+    replaced_at     timestamptz not null default clock_timestamp(),
+    constraint metric_history_pkey primary key (id)
+);
+comment on table usage.metric_history is
+'Definitions of metrics that were replaced or removed while there was sealed history: below valid_below the rollups still add up by them.';
+comment on column usage.metric_history.resource_type is 'The resource type.';
+comment on column usage.metric_history.value_key is 'Key in detail that total_value added up; null: 0, or no metric.';
+comment on column usage.metric_history.secondary_key is 'Key in detail that secondary_value added up; null: 0.';
+comment on column usage.metric_history.unit is 'Unit of total_value then.';
+comment on column usage.metric_history.secondary_unit is 'Unit of secondary_value then.';
+comment on column usage.metric_history.label is 'What people called it then.';
+comment on column usage.metric_history.valid_below is 'The seal when it was replaced: days below it keep this definition.';
+comment on column usage.metric_history.replaced_at is 'When it was replaced.';
+
+create or replace function usage.metric_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update usage.state
+       set trusted = false, repair_day = null, version = version + 1,
+           -- the moment: a repair that is under way must see that this happened after it began
+           distrust_reason = format('a metric was changed at %s: run aggregator rebuild', clock_timestamp())
+     where source is not null;
+    return null;
+end $$;
+comment on function usage.metric_changed() is
+'Trigger on usage.metric: turn trust off until the rollups are rebuilt, when what is added up was changed.';
+drop trigger metric_changed on usage.metric;
+create trigger metric_changed after insert or delete or truncate on usage.metric
+    for each statement execute function usage.metric_changed();
+create trigger metric_redefined after update on usage.metric
+    for each row when (old.resource_type is distinct from new.resource_type or old.value_key is distinct from new.value_key
+                       or old.secondary_key is distinct from new.secondary_key)
+    execute function usage.metric_changed();
+
+-- Health: the one home of what is wrong and what to do ------------------------------------------------------------------
+
+create table usage.health_limit (
+    id                    boolean  not null default true,
+    max_lag               interval not null default '15 minutes',
+    max_verification_age  interval not null default '3 days',
+    max_pending_changes   bigint   not null default 1000000,
+    max_rejected_share    numeric  not null default 0.01,
+    max_frontier_ahead    interval not null default '1 minute',
+    constraint health_limit_pkey primary key (id),
+    constraint health_limit_one_row check (id)
+);
+comment on table usage.health_limit is 'One row: from where on usage.freshness calls something a problem; written by the scheduler from its settings.';
+comment on column usage.health_limit.max_lag is 'Age of the frontier.';
+comment on column usage.health_limit.max_verification_age is 'Time since rollups were last compared with raw events.';
+comment on column usage.health_limit.max_pending_changes is 'Late changes waiting for a refresh.';
+comment on column usage.health_limit.max_rejected_share is 'Part of the events of the last 30 days whose value is no number.';
+comment on column usage.health_limit.max_frontier_ahead is 'How far the frontier may lie ahead of the clock.';
+insert into usage.health_limit default values;
+
+create function usage.tail_events(at_most bigint) returns bigint
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set row_security = off
+as $$
+declare
+    found bigint;
+begin
+    if (select s.source is null from usage.state s) then
+        return null;
+    end if;
+    execute 'select count(*) from (select from usage.event() e where e.created_at >= $1 limit $2) t'
+       into found using (select s.frontier from usage.state s), at_most;
+    return found;
+exception when undefined_table or undefined_column then  -- renamed or dropped by the host: usage.problems() says so
+    return null;
+end $$;
+comment on function usage.tail_events(bigint) is
+'Events from the frontier on, which reads take raw; counted up to a limit. Null while nothing is attached.';
+
+create function usage.problems(
+    max_lag interval, max_verification_age interval, max_pending_changes bigint, max_rejected_share numeric, max_frontier_ahead interval)
+returns table (code text, problem text, remedy text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD' set timezone = 'UTC'
+as $$
+declare
+    s        usage.state;
+    doubt    text;
+    verified timestamptz;
+    pending  bigint;
+    share    numeric;
+    failed   record;
+    lacking  text;
+begin
+    select * into strict s from usage.state;
+    if s.source is null then
+        return query values ('not_attached', 'not attached', 'run aggregator attach');
+        return;
+    end if;
+
+    doubt := usage.doubt();
+    if doubt is not null then
+        -- the reason has its remedy behind the last colon
+        return query values ('untrusted', 'trust is off, so reads are slow: ' || regexp_replace(doubt, ': (run|restore|choose) .*$', ''),
+                             coalesce(substring(doubt from ': ((run|restore|choose) .*)$'), 'run aggregator verify --repair'));
+    end if;
+
+    if s.frontier = '-infinity' then
+        return query values ('never_refreshed', 'never refreshed, so reads are slow', 'run aggregator refresh');
+    elsif isfinite(s.frontier) and clock_timestamp() - s.frontier > max_lag then
+        return query values ('lag', format('the frontier is %s old: no refresh came through', date_trunc('second', clock_timestamp() - s.frontier)),
+                             'run aggregator refresh; is aggregator schedule running?');
+    end if;
+    if isfinite(s.frontier) and s.frontier - clock_timestamp() > max_frontier_ahead then
+        return query values ('ahead', format('the frontier lies in the future (%s): was the clock wrong? every new event is a late change', s.frontier),
+                             'run aggregator rebuild --reset-frontier');
+    end if;
+
+    select count(*) into pending from usage.late_change l where l.created_at < s.frontier;
+    if pending > max_pending_changes then
+        return query values ('pending', format('%s late changes are waiting', pending), 'run aggregator refresh');
+    end if;
+
+    select max(v.verified_at) into verified from usage.verification v where v.differences = 0 or v.repaired;
+    if clock_timestamp() - greatest(verified, s.attached_at) > max_verification_age then
+        return query values ('unverified', format('last verified %s', coalesce(verified::text, 'never')),
+                             'run aggregator verify; is aggregator schedule running?');
+    end if;
+
+    select sum(t.rejected_count) / nullif(sum(t.event_count), 0) into share
+      from usage.daily_total t where t.day >= usage.local_day(now(), s.time_zone) - 30 and t.day <= usage.local_day(now(), s.time_zone);
+    if share > max_rejected_share then
+        return query values ('rejected', format('%s %% of the values of the last 30 days are no numbers and count as 0', round(share * 100, 1)),
+                             'look at usage.rejected_event, and mend what writes them');
+    end if;
+
+    select j.name, j.last_error into failed from usage.job j where j.failures > 0 order by j.name desc limit 1;
+    if found then
+        return query values ('failed', format('the last %s run failed: %s', failed.name, failed.last_error), 'see its log; it is tried again');
+    else
+        select r.error into failed from usage.refresh_run r where r.finished_at is not null order by r.id desc limit 1;
+        if failed.error is not null then
+            return query values ('failed', format('the last refresh failed: %s', failed.error), 'run aggregator refresh');
+        end if;
+    end if;
+
+    if not has_sequence_privilege('public', 'usage.frontier_seq', 'SELECT') or not has_sequence_privilege('public', 'usage.seal_seq', 'SELECT') then
+        return query values ('grants', 'writers may not read the frontier sequences (a dump without privileges?)', 'run aggregator attach');
+    end if;
+    if isfinite(s.sealed_until)
+       and coalesce(pg_sequence_last_value('usage.seal_seq') < extract(epoch from s.sealed_until) * 1000000, true) then
+        return query values ('seal', 'the seal that writers see is behind: deletes of sealed events would count', 'run aggregator refresh');
+    end if;
+
+    select string_agg(c.name, ', ') into lacking
+      from unnest(array['created_at', 'collection_id', 'resource_type', 'detail']) c (name)
+     where to_regclass(s.source) is not null
+       and not exists (select from pg_attribute a
+                        where a.attrelid = to_regclass(s.source) and a.attname = c.name and not a.attisdropped);
+    if lacking is not null then
+        return query values ('source', format('%s has no column %s any more', s.source, lacking),
+                             'name it as before, or run aggregator detach and attach a table that has it');
+    elsif to_regclass(s.source) is not null
+       and not exists (select from pg_index i
+                         join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] and a.attname = 'created_at'
+                         join pg_class c on c.oid = i.indexrelid
+                         join pg_am m on m.oid = c.relam and m.amname = 'btree'
+                        where i.indrelid = to_regclass(s.source) and i.indisvalid and i.indpred is null) then
+        return query values ('source', format('%s has no index that leads with created_at any more, so reads and refreshes are slow', s.source),
+                             format('CREATE INDEX ON %s (created_at)', s.source));
+    end if;
+end $$;
+comment on function usage.problems(interval, interval, bigint, numeric, interval) is
+'What is wrong, each with a stable code and what to do; no row: healthy. The limits are those of usage.health_limit or of the caller.';
+
+create or replace view usage.freshness as
+select now() as as_of,
+       s.source is not null as attached,
+       s.time_zone,
+       s.frontier,
+       case when isfinite(s.frontier) then now() - s.frontier end as lag,
+       usage.doubt() is null as trusted,
+       usage.doubt() as reason,
+       (select count(*) from usage.late_change l where l.created_at < s.frontier) as pending_changes,
+       s.sealed_until,
+       (select max(r.finished_at) from usage.refresh_run r where r.status = 'done') as last_refreshed,
+       (select r.error from usage.refresh_run r where r.finished_at is not null order by r.id desc limit 1) as last_error,
+       (select max(v.verified_at) from usage.verification v where v.differences = 0 or v.repaired) as last_verified,
+       p.problems = '{}' as healthy,
+       p.problems
+  from usage.state s,
+       lateral (select coalesce(array_agg(q.problem || ': ' || q.remedy), '{}') as problems
+                  from usage.health_limit h,
+                       usage.problems(h.max_lag, h.max_verification_age, h.max_pending_changes, h.max_rejected_share, h.max_frontier_ahead) q) p;
+comment on column usage.freshness.healthy is 'Whether nothing needs anybody, by the limits of usage.health_limit.';
+comment on column usage.freshness.problems is 'What is wrong, with what to do.';
+
+select usage.restore_grants();
