@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,3 +188,20 @@ def _instant(connection: psycopg.Connection[Any], text: str) -> str:
     value = connection.execute(b"select to_timestamp(%s::float8)::text", (row[0],)).fetchone()
     assert value is not None
     return str(value[0])
+
+
+class Hooked:
+    """A connection that calls ``before[statement]`` once, right before it first executes that statement."""
+
+    def __init__(self, connection: Any, before: dict[str, Callable[[], None]]) -> None:
+        self._connection = connection
+        self._before = before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+        hook = self._before.pop(query, None) if isinstance(query, str) else None
+        if hook is not None:
+            hook()
+        return self._connection.execute(query, *arguments, **options)

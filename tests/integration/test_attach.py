@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from aggregator import capture, migrations
+from aggregator import capture, metrics, migrations
 from aggregator.capture import SealedHistoryError, SourceError
 from aggregator.db import connect
 from aggregator.errors import AggregatorError
@@ -491,8 +491,9 @@ def test_truncate_above_the_seal(filled: Database) -> None:
 
 
 def test_detach_with_sealed_history(filled: Database) -> None:
-    """detach refuses to throw sealed history away unless told to; time zone and rollups stay until then."""
+    """detach refuses to throw sealed history away unless told to; time zone, rollups and definitions stay until then."""
     _seal(filled)
+    metrics.set_metric(filled.own, metrics.Metric("render", "frames"))
     run(filled, "delete from {source} where created_at < (select sealed_until from usage.state)")
     answers = _answers(filled)
     with pytest.raises(SealedHistoryError, match="is sealed: .* add --discard-sealed"):
@@ -500,6 +501,7 @@ def test_detach_with_sealed_history(filled: Database) -> None:
     assert _answers(filled) == answers
     assert capture.detach(filled.own, filled.settings, discard_sealed=True)
     assert filled.scalar("select count(*) from usage.daily") == 0
+    assert filled.scalar("select count(*) from usage.metric_history") == 0
     filled.attach()
     settled(filled)
     run(filled, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '100 days')")

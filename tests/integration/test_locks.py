@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from aggregator import verify
 from aggregator.errors import AggregatorError
 from tests.harness import Database
 from tests.integration.sources import Background, await_true, doubt, pending, run, settled
+
+ROUNDS = int(os.environ.get("AGGREGATOR_STRESS_ROUNDS", "5"))
+"""Of a host's DDL, and of refreshes beside it."""
 
 INSERT = "insert into {source} (resource_type, detail, created_at) values ('ai', '{\"tokens_in\": 2}', %s)"
 
@@ -87,16 +91,16 @@ def test_ddl_beside_refreshes(partitioned: Database) -> None:
 
         thread = Background(host)
         refreshes = 0
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 30 * ROUNDS
         try:
-            while thread.alive and (rounds < 25 or refreshes < 25) and time.monotonic() < deadline:
+            while thread.alive and (rounds < ROUNDS or refreshes < ROUNDS) and time.monotonic() < deadline:
                 partitioned.refresh(step_events=30)
                 refreshes += 1
         finally:
             stop.set()
             thread.join()
-        assert rounds >= 25
-        assert refreshes >= 25
+        assert rounds >= ROUNDS
+        assert refreshes >= ROUNDS
     partitioned.refresh()
     settled(partitioned, trusted=False)
     # A partition that came and went is the one thing to leave a doubt.

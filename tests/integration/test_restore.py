@@ -89,7 +89,7 @@ def test_restored(
     settled(copy, trusted=False)
     reason = doubt(copy)
     if reason is not None:
-        assert any(reason in problem for problem in read_status(copy.own).problems)
+        assert any(reason in str(problem) for problem in read_status(copy.own, copy.settings).problems)
     copy.attach()
     copy.compare()
     assert copy.verify(repair=True).trusted
@@ -117,10 +117,13 @@ def test_grants_are_missed(
     """status says that a dump without privileges lost what writers need, and attach restores it, though all else is as it was."""
     copy = restored(filled_database("plain"), ["-x"])
     assert _open_to_public(copy) != []
-    assert any("writers may not read the frontier sequences" in problem for problem in read_status(copy.own).problems)
+    assert any(
+        "writers may not read the frontier sequences" in str(problem)
+        for problem in read_status(copy.own, copy.settings).problems
+    )
     copy.attach()
     assert _open_to_public(copy) == []
-    assert not any("sequences" in problem for problem in read_status(copy.own).problems)
+    assert not any("sequences" in str(problem) for problem in read_status(copy.own, copy.settings).problems)
 
 
 def test_restored_seal(

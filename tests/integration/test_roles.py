@@ -7,10 +7,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
-from aggregator import refresh, usage_overview, verify
+from aggregator import capture, matviews, migrations, nightly, refresh, status, usage_overview, verify
 from aggregator.db import connect
-from tests.harness import Database, compare, snapshot
+from tests.harness import SCHEMA, Database, compare, snapshot
 
 ROLES = (Path(__file__).parents[2] / "deploy" / "roles.sql").read_text(encoding="utf-8")
 
@@ -25,7 +26,7 @@ def with_roles(db: Database) -> Iterator[Database]:
     db.execute(ROLES.replace(":source", db.source))
     db.execute(ROLES.replace(":source", db.source))  # it may be run again
     yield db
-    db.execute("drop owned by usage_reader, usage_refresher")
+    db.execute("drop owned by usage_owner, usage_reader, usage_refresher")
 
 
 def test_reader_reads_answers_and_no_raw_rows(with_roles: Database) -> None:
@@ -70,3 +71,58 @@ def test_refresher_refreshes_and_verifies(with_roles: Database) -> None:
         db.compare()
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("update public.resource_usage_log set note = ''")
+
+
+def test_refresher_does_the_nightly_run(with_roles: Database) -> None:
+    """A scheduler's role refreshes materialized views that it does not own, and analyzes; purging raw rows it may not."""
+    db = with_roles
+    with connect(db.settings) as connection:
+        connection.execute("set role usage_refresher")
+        result = nightly.run(connection, db.settings)
+        assert result.errors == []
+        assert result.views == ("trailing", "monthly_ranking")
+        db.insert("2026-03-01 00:00+00")
+        refresh.refresh(connection, db.settings)
+        assert matviews.refresh_views(connection) == ("trailing", "monthly_ranking")
+        assert matviews.refresh_views(connection) == ()
+        status.save_limits(connection, db.settings)
+        assert status.read_status(connection, db.settings).source == db.source
+        refused = nightly.run(connection, db.settings.model_copy(update={"keep": "30d"}))
+        assert [error.startswith("purge: the role lacks a privilege") for error in refused.errors] == [True]
+    db.compare()
+
+
+def test_owner_migrates_and_attaches(server: str, with_roles: Database) -> None:
+    """An owner that is no superuser does everything there is, and a refresher works on what it made; before and after."""
+    db = with_roles
+    name = f"{db.name}_owned"
+    db.execute(f"create database {name} template template0 encoding 'UTF8'")
+    owned = Database(server, name, "UTC", {})
+    try:
+        owned.execute(SCHEMA)
+        owned.execute(ROLES.replace(":source", owned.source))
+        owned.execute(
+            "alter table public.resource_usage_log owner to usage_owner; grant select on public.nodes to usage_owner"
+        )
+        owned.execute("create role migrator login in role usage_owner; alter role migrator set role = usage_owner")
+        settings = owned.settings.model_copy(
+            update={"database_url": SecretStr(owned.dsn.replace("user=postgres", "user=migrator"))}
+        )
+        migrations.upgrade(settings)
+        owned.execute(ROLES.replace(":source", owned.source))
+        with connect(settings) as connection:
+            capture.attach(connection, settings)
+            owned.insert("2026-03-01 00:00+00", "ai", 0, '{"tokens_in": 3}')
+        owned.own.execute("set role usage_refresher")
+        assert nightly.run(owned.own, settings).errors == []
+        owned.own.execute("reset role")
+        assert owned.scalar("select rolname::text from pg_class c join pg_roles r on r.oid = c.relowner"
+                            " where c.oid = 'usage.daily'::regclass") == "usage_owner"  # fmt: skip
+        owned.compare()
+        migrations.downgrade(settings)
+        assert owned.scalar("select to_regnamespace('usage') is null")
+    finally:
+        owned.execute("drop owned by usage_owner, usage_reader, usage_refresher")
+        owned.close()
+        db.execute(f"drop database {name} with (force)")
+        db.execute("drop role migrator")

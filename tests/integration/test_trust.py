@@ -7,11 +7,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from aggregator import capture, verify
+from aggregator import capture, fold, refresh, verify
 from aggregator.db import connect
 from aggregator.errors import AggregatorError
 from aggregator.status import read_status
-from tests.harness import Database
+from tests.harness import Database, Hooked
 from tests.integration.sources import doubt, fill, pending, run, settled
 
 UNSEEN = (
@@ -130,7 +130,8 @@ def test_filled_partition_attached(partitioned: Database, before: str) -> None:
     run(partitioned, "delete from public.loose where id % 3 = 0")
     partitioned.compare()
     result = partitioned.refresh()
-    assert any("public.loose" in note for note in result.notes)
+    noted = "a new partition was truncated or rewritten" if before == "vacuum" else "partition public.loose is new"
+    assert any(noted in note for note in result.notes)
     settled(partitioned)
     assert partitioned.scalar("select count(*) from usage.restatement where reason = 'repaired'") > 0
 
@@ -192,6 +193,113 @@ def test_new_empty_partition(partitioned: Database) -> None:
     settled(partitioned)
 
 
+def test_partition_that_came_and_went(partitioned: Database) -> None:
+    """Made, written to below the frontier and dropped between two refreshes: seen, and mended by the next refresh."""
+    partitioned.execute("select public.add_partition('events_ancient', 400, 300)")
+    run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '350 days')")
+    partitioned.execute("drop table public.events_ancient")
+    assert "came and went" in str(doubt(partitioned))
+    partitioned.compare()
+    assert any("came and went" in note for note in partitioned.refresh().notes)
+    settled(partitioned)
+
+
+def test_partition_that_came_and_went_before_a_repair(partitioned: Database) -> None:
+    """verify --repair finds it as well, and nothing is left to doubt."""
+    partitioned.execute("select public.add_partition('events_ancient', 400, 300)")
+    run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '350 days')")
+    partitioned.execute("alter table public.events detach partition public.events_ancient")
+    partitioned.compare()
+    assert partitioned.verify(repair=True).trusted
+    partitioned.compare()
+    settled(partitioned)
+    partitioned.execute("drop table public.events_ancient")
+    settled(partitioned)
+
+
+MADE = (
+    "select public.add_partition('events_ancient', 400, 300);"
+    " insert into public.events (resource_type, created_at) values ('ai', now() - interval '350 days')"
+)
+ATTACHED = (
+    "create table public.events_ancient (like public.events including all);"
+    " insert into public.events_ancient (id, resource_type, created_at) values (-1, 'ai', now() - interval '350 days'),"
+    " (-2, 'ai', now() - interval '350 days');"
+    " alter table public.events attach partition public.events_ancient for values from ('{from}') to ('{to}')"
+)
+DROPPED = "drop table public.events_ancient"
+
+
+@pytest.mark.parametrize(
+    ("what", "when"),
+    [(what, when) for what in ("made", "attached", "came and went") for when in ("_estimate", "_accept")]
+    # A step's lock on the source keeps the others waiting.
+    + [("attached", "nth_event")],
+)
+def test_partition_while_a_refresh_runs(
+    partitioned: Database, what: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a partition comes, what it brings is counted, and is no more when it is dropped before the next refresh."""
+    bounds = partitioned.execute("select now()::date - 400, now()::date - 300")[0]
+    what_happens = {
+        "made": MADE,
+        "attached": ATTACHED.replace("{from}", str(bounds[0])).replace("{to}", str(bounds[1])),
+        "came and went": MADE,
+    }[what]
+    partitioned.execute("set lock_timeout = '10s'")
+    left = [when]
+
+    def happen() -> None:
+        left.clear()
+        partitioned.execute(what_happens)
+        if what == "came and went":
+            partitioned.execute(DROPPED)
+
+    if when == "_accept":
+        partitioned.execute("select public.add_partition('events_next', -30, -40)")
+    run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '2 days')")
+    before = {}
+    if when == "nth_event":
+        before[refresh.SQL[when]] = happen
+    else:
+        real = getattr(refresh, when)
+
+        def patched(*arguments: Any) -> Any:
+            if left:
+                happen()
+            return real(*arguments)
+
+        monkeypatch.setattr(refresh, when, patched)
+    refresh.refresh(Hooked(partitioned.own, before), partitioned.settings)  # type: ignore[arg-type]
+    assert not left
+    partitioned.compare()
+    if what != "came and went":
+        partitioned.execute(DROPPED)
+    partitioned.compare()
+    partitioned.refresh()
+    partitioned.compare()
+    assert partitioned.verify(repair=True).trusted
+    settled(partitioned)
+
+
+def test_partition_gone_before_it_was_looked_at(partitioned: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new partition that is dropped between two looks of one refresh is no error."""
+    partitioned.execute(MADE)
+    real = fold.looking
+    looks = 0
+
+    def looking(*arguments: Any, **options: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            partitioned.execute(DROPPED)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(fold, "looking", looking)
+    refresh.refresh(partitioned.own, partitioned.settings)
+    settled(partitioned)
+
+
 def test_another_table_in_the_sources_place(filled: Database) -> None:
     """A table renamed into the source's place is what counts from then on; attach and verify --repair follow it."""
     name = filled.source.split(".")[1]
@@ -218,7 +326,7 @@ def test_source_dropped(filled: Database) -> None:
     """Without its source nothing can be exact: status says so, reads fail, and detach cleans up for another attach."""
     filled.execute(f"drop table {filled.source} cascade")
     assert f"the source table {filled.source} is gone" in str(doubt(filled))
-    assert any("is gone" in problem for problem in read_status(filled.own).problems)
+    assert any("is gone" in str(problem) for problem in read_status(filled.own, filled.settings).problems)
     with pytest.raises(psycopg.errors.UndefinedTable):
         filled.execute("select * from usage.by_collection('-infinity')")
     with pytest.raises((psycopg.Error, AggregatorError)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,7 +13,7 @@ from psycopg.rows import dict_row
 
 from aggregator import capture, migrations
 from aggregator.settings import Settings
-from tests.harness import SCHEMA, Database
+from tests.harness import COLLECTIONS, SCHEMA, Database, compare, snapshot
 
 CATALOG = """
 select 'relation', c.relname::text, c.relkind::text, coalesce(obj_description(c.oid, 'pg_class'), ''), '' from pg_class c
@@ -80,6 +81,88 @@ def test_up_down_and_up_again(empty: Database) -> None:
         assert migrations.downgrade(empty.settings) == migrations.head()
         assert left_behind(empty) == []
         assert migrations.downgrade(empty.settings) is None
+
+
+def test_every_version_up_and_down_with_data(empty: Database) -> None:
+    """Down a revision and up again: answers stay exact, sessions with cached plans go on, the schema is a fresh one's."""
+    migrations.upgrade(empty.settings)
+    fresh = catalog(empty.dsn)
+    empty.attach()
+    for n in range(1, 5):
+        empty.insert(f"2026-0{n}-01 00:00+00", "ai", n, '{"tokens_in": 1.25, "job_type": "a"}')
+    empty.refresh()
+    attached = catalog(empty.dsn)
+    with empty.connect() as session:
+        for _ in range(7):
+            session.execute(b"select * from usage.by_collection('-infinity')", prepare=True)
+        migrations.downgrade_to("0001", empty.settings)
+        empty.insert("2026-02-02 00:00+00", "tts", 1, '{"characters": 3}')
+        empty.insert("now", "tts", 1, '{"characters": 3}')
+        with snapshot(session):
+            compare(session, "UTC")
+        with pytest.raises(migrations.SchemaError, match="run aggregator migrate"):
+            migrations.require_current(empty.own)
+        assert migrations.upgrade(empty.settings) == ("0001", migrations.head())
+        with snapshot(session):
+            compare(session, "UTC")
+        session.execute(b"select * from usage.by_collection('-infinity')", prepare=True)
+    assert catalog(empty.dsn) == attached
+    empty.refresh()
+    empty.compare()
+    assert empty.verify().differences == 0
+    capture.detach(empty.own, empty.settings)
+    bare = {row[1] for row in fresh} - {row[1] for row in catalog(empty.dsn)}
+    assert bare == set()
+
+
+def test_an_upgrade_from_the_first_release(empty: Database) -> None:
+    """A database that release 0001 attached and filled: exact before and after, and from then on as if attached now."""
+    migrations.upgrade_to("0001", empty.settings)
+    empty.connection.execute((Path(__file__).parent / "attached_0001.sql").read_bytes())
+    zone = "Europe/Oslo"
+    empty.settings = empty.settings.model_copy(update={"time_zone": zone})
+    windows = [("-infinity", None, None), ("2024-03-28 12:00+01", "2024-06-29 12:00+02", None),
+               ("2024-02-01 00:00+01", None, COLLECTIONS[0])]  # fmt: skip
+
+    def exact() -> None:
+        with snapshot(empty.connection):
+            assert empty.connection.execute(b"select usage.doubt()").fetchone() == (None,)
+            compare(empty.connection, zone, windows)
+
+    exact()
+    empty.insert("2024-05-05 12:00+02", "tts", 1, '{"characters": 7}')  # captured by the old function
+    exact()
+    assert migrations.upgrade(empty.settings) == ("0001", migrations.head())
+    exact()
+    empty.insert("2024-05-06 12:00+02", "tts", 1, '{"characters": 7}')
+    empty.execute("delete from public.resource_usage_log where created_at < '2024-02-01 00:00+01'")
+    exact()
+    assert empty.execute("select leaf is null, count(*) from usage.late_change group by 1 order by 1") == [
+        (False, 3),
+        (True, 1),
+    ]
+    assert not empty.attach().changed
+    exact()
+    empty.refresh()
+    exact()
+    assert empty.verify().differences == 0
+    after = catalog(empty.dsn)
+    migrations.downgrade(empty.settings)
+    migrations.upgrade(empty.settings)
+    empty.attach()
+    assert catalog(empty.dsn) == after
+
+
+def test_attach_renews_functions(db: Database) -> None:
+    """A schema that was upgraded by hand (migrate --sql) gets this version's functions from attach, without a lock."""
+    body = db.scalar("select prosrc from pg_proc where oid = 'usage.capture()'::regprocedure")
+    db.execute("create or replace function usage.capture() returns trigger language plpgsql security definer"
+               " set search_path = pg_catalog, pg_temp as 'begin return null; end'")  # fmt: skip
+    with db.connect(autocommit=False) as writer:
+        writer.execute(b"insert into public.resource_usage_log (created_at) values (now())")
+        assert db.attach().changed
+    assert db.scalar("select prosrc from pg_proc where oid = 'usage.capture()'::regprocedure") == body
+    assert not db.attach().changed
 
 
 def test_sealed_history_is_not_thrown_away(empty: Database) -> None:

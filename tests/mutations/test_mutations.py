@@ -16,30 +16,13 @@ from psycopg import IsolationLevel
 
 from aggregator import db as db_module
 from aggregator import fold, frontier, refresh
-from tests.harness import Database, Mismatch
+from tests.harness import Database, Hooked, Mismatch
 
 Scenario = Callable[[Database], None]
 
 
-class Hooked:
-    """A connection that calls ``before[statement]`` once, right before it first executes that statement."""
-
-    def __init__(self, connection: Any, before: dict[str, Callable[[], None]]) -> None:
-        self._connection = connection
-        self._before = before
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
-        hook = self._before.pop(query, None) if isinstance(query, str) else None
-        if hook is not None:
-            hook()
-        return self._connection.execute(query, *arguments, **options)
-
-
-def _refresh(db: Database, before: dict[str, Callable[[], None]], **settings: Any) -> refresh.RefreshResult:
-    result = refresh.refresh(Hooked(db.own, before), db.settings.model_copy(update=settings))  # type: ignore[arg-type]
+def _refresh(db: Database, before: dict[str, Callable[[], None]]) -> refresh.RefreshResult:
+    result = refresh.refresh(Hooked(db.own, before), db.settings)  # type: ignore[arg-type]
     assert not before, "the interleaving did not happen"
     return result
 
@@ -59,53 +42,33 @@ def _filled(db: Database) -> None:
     db.refresh()
 
 
+def _refresh_beside(db: Database, writer: psycopg.Connection[Any], before: dict[str, Callable[[], None]]) -> None:
+    """Commit the writer when the refresh waits for somebody, or has ended without."""
+    hooks = {**before, frontier.SQL["still_open"]: writer.commit}
+    refresh.refresh(Hooked(db.own, hooks), db.settings.model_copy(update={"wait_timeout": 20}))  # type: ignore[arg-type]
+    assert not hooks.keys() & before.keys(), "the interleaving did not happen"
+    writer.commit()
+    db.compare()
+
+
 def open_writer(db: Database) -> None:
     """A writer that wrote before the frontier moved commits only after the fold would have read."""
     _filled(db)
     writer = db.connect(autocommit=False)
     _insert(writer)
-    committer = threading.Thread(target=_commit_later, args=(db, writer))
-
-    def start() -> None:
-        committer.start()
-
-    _refresh(db, {frontier.SQL["mutex"]: start}, wait_timeout=20)
-    committer.join()
-    db.compare()
-
-
-def _commit_later(db: Database, writer: psycopg.Connection[Any]) -> None:
-    _wait_for_advance(db)
-    writer.commit()
-
-
-def _wait_for_advance(db: Database) -> None:
-    """Wait until the refresher waits for us, or has folded."""
-    with psycopg.connect(db.dsn, autocommit=True) as connection:
-        for _ in range(2000):
-            row = connection.execute(
-                b"select pg_sequence_last_value('usage.frontier_seq') > extract(epoch from clock_timestamp() - interval '1 s') * 1e6"
-                b" and clock_timestamp() > to_timestamp(pg_sequence_last_value('usage.frontier_seq') / 1e6) + interval '300 ms'"
-            ).fetchone()
-            if row == (True,):
-                return
-            connection.execute(b"select pg_sleep(0.005)")
+    _refresh_beside(db, writer, {})
 
 
 def newest_writer(db: Database) -> None:
     """The newest writer of all, with an id above the refresher's, saw the old frontier."""
     _filled(db)
     writer = db.connect(autocommit=False)
-    committer = threading.Thread(target=_commit_later, args=(db, writer))
 
     def write_after_the_refresher_has_its_id() -> None:
         db.own.execute("select pg_current_xact_id()")
         _insert(writer)
-        committer.start()
 
-    _refresh(db, {frontier.SQL["advance"]: write_after_the_refresher_has_its_id}, wait_timeout=20)
-    committer.join()
-    db.compare()
+    _refresh_beside(db, writer, {frontier.SQL["advance"]: write_after_the_refresher_has_its_id})
 
 
 def late_change_during_claim(db: Database) -> None:
@@ -223,7 +186,7 @@ def two_midnights(db: Database) -> None:
 
 
 def _no_wait(_db: Database, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(frontier, "wait", lambda _connection, _timeout: ())
+    patch.setattr(frontier, "wait", lambda *_arguments: ())
 
 
 def _wait_by_snapshot(_db: Database, patch: pytest.MonkeyPatch) -> None:

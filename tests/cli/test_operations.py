@@ -1,0 +1,100 @@
+"""The commands of operations, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.test_cli import one_line, run
+from tests.harness import COLLECTIONS, Database
+
+
+@pytest.fixture
+def filled(db: Database) -> Database:
+    for days in (0, 3, 40, 100):
+        db.execute(
+            "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at) values"
+            " (%s, 'export', '{\"rows\": 5}', now() - make_interval(days => %s))",
+            (COLLECTIONS[0], days),
+        )
+    db.refresh()
+    return db
+
+
+def test_metrics(filled: Database) -> None:
+    """Shown first, changed, rebuilt; the list has it."""
+    dry = run(filled.dsn, "metric", "set", "export", "--value-key", "rows", "--unit", "rows", "--dry-run")
+    assert dry.returncode == 0
+    assert "Totals that change" in dry.stdout
+    assert filled.scalar("select count(*) from usage.metric where resource_type = 'export'") == 0
+    done = run(filled.dsn, "metric", "set", "export", "--value-key", "rows", "--unit", "rows")
+    assert done.returncode == 0, done
+    assert "rebuilt" in done.stderr
+    assert filled.scalar("select total_value from usage.by_collection('-infinity')") == 20
+    assert "export" in run(filled.dsn, "metric", "list").stdout
+    assert json.loads(run(filled.dsn, "metric", "list", "--json").stdout)["metrics"][3]["value_key"] == "rows"
+    one_line(run(filled.dsn, "metric", "set", "export", "--value-key", "rowz"), 2, "seen: rows", "--force")
+    one_line(run(filled.dsn, "metric", "set", "export", "--value-key", ""), 2, "a key is empty")
+    one_line(run(filled.dsn, "metric", "remove", "nothing"), 2, "there is no metric 'nothing'")
+    assert run(filled.dsn, "metric", "remove", "export").returncode == 0
+
+
+def test_purge_and_seal(filled: Database) -> None:
+    """Counted first, deleted, history kept; what cannot be meant is refused in one line."""
+    one_line(run(filled.dsn, "purge"), 2, "--keep")
+    one_line(run(filled.dsn, "purge", "--keep", "6h"), 2, "at least 1d")
+    longer = run(filled.dsn, "purge", "--keep", "999d")
+    assert longer.returncode == 0
+    assert "nothing to purge" in longer.stderr
+    dry = run(filled.dsn, "purge", "--keep", "30d", "--dry-run")
+    assert "would delete 2 events" in dry.stderr
+    assert filled.scalar("select count(*) from public.resource_usage_log") == 4
+    done = run(filled.dsn, "purge", "--keep", "30d")
+    assert done.returncode == 0, done
+    assert "deleted 2 events" in done.stderr
+    assert filled.scalar("select event_count from usage.by_collection('-infinity')") == 4
+    one_line(run(filled.dsn, "verify", "--since", "2026-01-01"), 2, "sealed")
+    one_line(run(filled.dsn, "seal", "--until", "2026-01-01"), 2, "sealed already")
+    one_line(run(filled.dsn, "seal", "--until", "2999-01-01"), 2, "not over")
+    one_line(run(filled.dsn, "detach"), 2, "--discard-sealed")
+    one_line(run(filled.dsn, "migrate", "--down"), 2, "--discard-sealed")
+
+
+def test_verify_rebuild_and_history(filled: Database) -> None:
+    """JSON names the differences by key and day; trust is off until a rebuild; the histories have it all."""
+    filled.execute(
+        "update usage.daily set event_count = event_count + 1 where day = (select min(day) from usage.daily)"
+    )
+    found = run(filled.dsn, "verify", "--json")
+    assert found.returncode == 1
+    differences = json.loads(found.stdout)
+    assert differences["differences"] == 1
+    assert {"rollup", "bucket", "collection_id", "resource_type", "event_count"} <= differences["shown"][0].keys()
+    status = run(filled.dsn, "status")
+    assert status.returncode == 1
+    assert "verify --repair" in status.stdout
+    filled.compare()
+    assert run(filled.dsn, "rebuild").returncode == 0
+    assert run(filled.dsn, "rebuild", "--reset-frontier").returncode == 0
+    assert run(filled.dsn, "status").returncode == 0
+    for of, word in (("refreshes", "done"), ("verifications", "True"), ("restatements", "repaired")):
+        assert word in run(filled.dsn, "history", of).stdout
+        assert json.loads(run(filled.dsn, "history", of, "--json").stdout)
+    one_line(run(filled.dsn, "verify", "--since", "2999-01-01"), 2, "future")
+    one_line(run(filled.dsn, "verify", "--since", "2026-02-01", "--until", "2026-01-01"), 2, "before")
+
+
+def test_views_and_the_nightly_run_by_hand(filled: Database) -> None:
+    """``refresh --views`` and ``schedule --once``, for cron."""
+    assert "refreshed trailing, monthly_ranking" in run(filled.dsn, "refresh", "--views").stderr
+    assert "nothing has changed" in run(filled.dsn, "refresh", "--views").stderr
+    once = run(filled.dsn, "schedule", "--once", "--log-format", "json")
+    assert once.returncode == 0
+    assert json.loads(once.stderr)["job"] == "nightly"
+    filled.execute(
+        "update usage.daily set event_count = event_count + 1 where day = (select max(day) from usage.daily)"
+    )
+    assert run(filled.dsn, "schedule", "--once").returncode == 1
+    one_line(run(None, "schedule"), 2, "AGGREGATOR_DATABASE_URL")
+    one_line(run(filled.dsn, "schedule", "--nightly-at", "25:00"), 2, "03:30")
