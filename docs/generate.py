@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import typer.main
 from typer.testing import CliRunner
 
 from aggregator.cli import app
@@ -11,14 +13,25 @@ from aggregator.cli import app
 TARGET = Path(__file__).parent / "cli.md"
 
 
+def commands() -> dict[str, Any]:
+    """Return every command by its whole name, those of groups too, in the order of the program."""
+    found: dict[str, Any] = {}
+
+    def walk(group: Any, prefix: str) -> None:
+        for name, command in group.commands.items():
+            found[prefix + name] = command
+            if hasattr(command, "commands"):
+                walk(command, f"{prefix}{name} ")
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
 def reference() -> str:
     """Return the reference as Markdown: the help of each command, at 100 columns."""
     runner = CliRunner()
     parts = ["# Command line\n\nGenerated from `--help` by `make cli-reference`.\n"]
-    names = [
-        command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands
-    ]
-    for arguments in [[], *([name] for name in names)]:
+    for arguments in [[], *(name.split() for name in commands())]:
         result = runner.invoke(
             app, [*arguments, "--help"], prog_name="aggregator", env={"COLUMNS": "100", "TERM": "dumb"}
         )
