@@ -16,7 +16,7 @@ from psycopg import errors, sql
 
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
-from aggregator.errors import AggregatorError, UsageError
+from aggregator.errors import AggregatorError, UsageError, never
 from aggregator.settings import Settings
 
 SQL = sql_files.load("capture")
@@ -164,20 +164,14 @@ def _create_functions(connection: Connection, source: str, titles: str | None) -
     return changed
 
 
-def renew_functions(connection: Connection, settings: Settings) -> None:
-    """Bring the functions that know the host's tables to this version, if something is attached; commits.
+def renew_functions(connection: Connection) -> None:
+    """Bring the functions that know the host's tables to this version, if something is attached, in the caller's transaction.
 
     No lock on the host's tables is needed: the triggers stay as they are.
     """
-
-    def try_once() -> None:
-        with transaction(connection, lock_timeout=settings.lock_timeout):
-            row = connection.execute(SQL["lock_attached"]).fetchone()
-            if row is not None:
-                source, titles = row
-                _create_functions(connection, source, titles)
-
-    with_lock_retries(settings, try_once, "schema usage")
+    row = connection.execute(SQL["lock_attached"]).fetchone()
+    if row is not None:
+        _create_functions(connection, *row)
 
 
 def _create_triggers(connection: Connection, source: _Table, tree: list[tuple[Any, ...]], mode: str) -> None:
@@ -257,15 +251,15 @@ def delete_unsealed(connection: Connection) -> None:
         connection.execute(SQL[f"restore_{rollup}"])
 
 
-def restore_grants(connection: Connection) -> None:
-    """Grant PUBLIC what writers of the source need, and nothing else (a dump without privileges loses it)."""
-    with transaction(connection):
-        connection.execute(SQL["restore_grants"])
+def with_lock_retries(
+    settings: Settings, work: Callable[[], Result], what: str = "the source", check: Callable[[], None] = never
+) -> Result:
+    """Run DDL that takes its locks under ``lock_timeout``, again and again as the settings say, until it gets them.
 
-
-def with_lock_retries(settings: Settings, work: Callable[[], Result], what: str = "the source") -> Result:
-    """Run DDL that takes its locks under ``lock_timeout``, again and again as the settings say, until it gets them."""
+    ``check`` is called before each try, and may raise.
+    """
     for attempt in range(settings.lock_retries + 1):
+        check()
         try:
             return work()
         except (errors.LockNotAvailable, errors.DeadlockDetected) as exc:

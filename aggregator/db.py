@@ -22,6 +22,8 @@ MINIMUM_SERVER = 150000
 
 _TRANSACTION_TIMEOUT_SINCE = 170000
 
+_READ_ONLY = "the server is read-only (a standby?): connect to the primary"
+
 
 class DatabaseError(AggregatorError):
     """The database refused or failed."""
@@ -42,7 +44,12 @@ def connect(settings: Settings, *, name: str = "aggregator", autocommit: bool = 
     conninfo = settings.conninfo
     try:
         connection = psycopg.connect(
-            conninfo, autocommit=autocommit, application_name=name, prepare_threshold=None, connect_timeout=15
+            conninfo,
+            autocommit=autocommit,
+            application_name=name,
+            prepare_threshold=None,
+            connect_timeout=15,
+            client_encoding="utf8",
         )
     except psycopg.ProgrammingError as exc:  # the connection string itself; its text may hold the password
         raise UsageError("AGGREGATOR_DATABASE_URL is no libpq URI or keyword string") from exc
@@ -65,28 +72,36 @@ def transaction(
     *,
     isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
     read_only: bool = False,
-    lock_timeout: float = 0,
+    lock_timeout: float = 5.0,
 ) -> Iterator[None]:
     """Run one transaction with settings of its own, whatever the server, role or pooler set as defaults.
 
     SET LOCAL and not start-up options: a transaction pooler hands each transaction another session. ``lock_timeout``
-    is in seconds, 0 for none.
+    is in seconds: a session of ours that waits for a lock forever could not be stopped.
     """
     mode = "read only" if read_only else "read write"
     with connection.transaction():
-        connection.execute(
-            f"set transaction isolation level {isolation.name.replace('_', ' ').lower()}, {mode}".encode()
-        )
-        connection.execute(
-            "set local timezone = 'UTC'; set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres';"
-            "set local search_path = pg_catalog, pg_temp; set local row_security = off; set local jit = off;"
-            "set local standard_conforming_strings = on; set local statement_timeout = 0;"
-            "set local idle_in_transaction_session_timeout = 0;"
-            f"set local lock_timeout = {int(lock_timeout * 1000)}".encode()
-        )
-        if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
-            connection.execute("set local transaction_timeout = 0")
+        try:
+            connection.execute(
+                f"set transaction isolation level {isolation.name.replace('_', ' ').lower()}, {mode}".encode()
+            )
+        except errors.FeatureNotSupported as exc:  # on a hot standby no transaction can be read-write
+            raise DatabaseError(f"{_READ_ONLY} ({_first_line(exc)})") from exc
+        set_local(connection, lock_timeout)
         yield
+
+
+def set_local(connection: Connection, lock_timeout: float) -> None:
+    """Settle what statements mean and how long they may wait, for the rest of the transaction; lock_timeout in seconds."""
+    connection.execute(
+        "set local timezone = 'UTC'; set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres';"
+        "set local search_path = pg_catalog, pg_temp; set local row_security = off; set local jit = off;"
+        "set local standard_conforming_strings = on; set local quote_all_identifiers = off;"
+        "set local statement_timeout = 0; set local idle_in_transaction_session_timeout = 0;"
+        f"set local lock_timeout = {int(lock_timeout * 1000)}".encode()
+    )
+    if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+        connection.execute("set local transaction_timeout = 0")
 
 
 def one_line(error: BaseException) -> str:
@@ -95,7 +110,7 @@ def one_line(error: BaseException) -> str:
         return str(error)
     text = _first_line(error)
     if isinstance(error, errors.ReadOnlySqlTransaction):
-        return f"the server is read-only (a standby?): connect to the primary ({text})"
+        return f"{_READ_ONLY} ({text})"
     if isinstance(error, errors.InsufficientPrivilege):
         return f"the role lacks a privilege: {text}; see deploy/roles.sql, or connect as the owner of schema usage"
     if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName)):

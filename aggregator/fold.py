@@ -17,12 +17,15 @@ from psycopg import IsolationLevel, errors, sql
 
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
-from aggregator.errors import AggregatorError
+from aggregator.errors import AggregatorError, never
 
 SQL = sql_files.load("fold")
 
-_TRIES = 200
-"""Of one transaction: against another refresher, and against DDL of the host that holds the source."""
+_PATIENCE = 120.0
+"""Seconds for which a transaction is tried again: against another refresher, and against DDL of the host."""
+
+_LOCK_TIMEOUT = 1.0
+"""Seconds of one try to lock the state: a fold's step may take longer, and then it is tried again."""
 
 ROLLUPS = ("daily", "daily_collection", "monthly", "monthly_collection", "daily_total")
 
@@ -66,16 +69,23 @@ def read_state(connection: Connection) -> State:
 def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterator[State]:
     """Open the one snapshot in which raw rows and rollups are compared or folded; ``lock_state`` in order to change them.
 
-    Never waits for a lock on the source, so it can never be part of a deadlock with the host's DDL: raises
-    ``LockNotAvailable`` instead, for ``with_retries``.
+    Never waits for a lock on the source, so it can never be part of a deadlock with the host's DDL, and never for long for
+    the state: raises ``LockNotAvailable`` instead, with a note of who holds them, for ``with_retries``.
     """
-    with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ):
-        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
-        if lock_state:
-            connection.execute(SQL["lock_state"])
-        # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
-        connection.execute("set local work_mem = '64MB'")
-        yield read_state(connection)
+    try:
+        with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, lock_timeout=_LOCK_TIMEOUT):
+            connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+            if lock_state:
+                connection.execute(SQL["lock_state"])
+            # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
+            connection.execute("set local work_mem = '64MB'")
+            yield read_state(connection)
+    except errors.LockNotAvailable as exc:
+        with transaction(connection, read_only=True):
+            row = connection.execute(SQL["lock_holders"]).fetchone()
+            if row is not None and row[0] is not None:
+                exc.add_note(f"held by {row[0]}")
+        raise
 
 
 @contextlib.contextmanager
@@ -97,18 +107,23 @@ def source_name(connection: Connection) -> str:
         return read_state(connection).source
 
 
-def with_retries(work: Callable[[], Result]) -> Result:
-    """Run a transaction that may be repeated until it does not conflict with another session."""
-    for attempt in range(_TRIES):
+def with_retries(work: Callable[[], Result], check: Callable[[], None] = never) -> Result:
+    """Run a transaction that may be repeated until it does not conflict with another session; ``check`` before each try."""
+    deadline = time.monotonic() + _PATIENCE
+    pause = 0.005
+    while True:
+        check()
         try:
             return work()
         except (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable) as exc:
-            if attempt == _TRIES - 1:
+            if time.monotonic() >= deadline:
+                holders = "".join(f", {note}" for note in getattr(exc, "__notes__", ()))
                 raise AggregatorError(
-                    f"gave up after {_TRIES} tries: another session keeps a lock on the source or the state ({one_line(exc)})"
+                    f"gave up after {_PATIENCE:g} s: another session keeps a lock on the source or usage.state{holders}"
+                    f" ({one_line(exc)})"
                 ) from exc
-            time.sleep(min(0.005 * 1.2**attempt, 0.5))
-    raise AssertionError("unreachable")
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.5)
 
 
 def apply_delta(connection: Connection, *, derive: bool) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import psycopg
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from aggregator import capture
-from aggregator.db import Connection, connect, transaction
+from aggregator import capture, jobs
+from aggregator import sql as sql_files
+from aggregator.db import Connection, connect, set_local, transaction
 from aggregator.errors import AggregatorError, UsageError
 from aggregator.settings import Settings
 from alembic import command
+
+SQL = sql_files.load("migrations")
 
 
 class SchemaError(UsageError):
@@ -52,7 +56,8 @@ def current(connection: Connection) -> str | None:
     """
     with transaction(connection, read_only=True):
         found = connection.execute(
-            "select exists (select from pg_namespace where nspname = 'usage'), to_regclass('usage.alembic_version') is not null"
+            "select exists (select from pg_namespace where nspname = 'usage'),"
+            " to_regclass('usage.alembic_version') is not null and to_regclass('usage.frontier_seq') is not null"
         ).fetchone()
         assert found is not None
         if not found[0]:
@@ -62,13 +67,7 @@ def current(connection: Connection) -> str | None:
             assert row is not None
             if row[0] is not None:
                 return str(row[0])
-        empty = connection.execute(
-            "select not exists (select from pg_class where relnamespace = 'usage'::regnamespace"
-            " and relname not like 'alembic_version%')"
-            " and not exists (select from pg_proc where pronamespace = 'usage'::regnamespace)"
-        ).fetchone()
-        assert empty is not None
-        if empty[0]:
+        if connection.execute(SQL["is_empty"]).fetchone() == (True,):
             return None
     raise SchemaError(
         "a schema named usage is there that is not aggregator's: rename or drop it, or use another database"
@@ -93,24 +92,24 @@ def require_current(connection: Connection) -> None:
 
 
 def upgrade(settings: Settings) -> tuple[str | None, str]:
-    """Bring the database to this version's revision; return the revisions before and after."""
+    """Bring the database to this version's revision, all or nothing; return the revisions before and after."""
     with connect(settings, name="aggregator migrate") as connection:
         before = current(connection)
-        if before is not None and before != head():
+        if before is not None:
             _require_known(before)
-        encoding = connection.execute("show server_encoding").fetchone()
-        if encoding != ("UTF8",):
-            raise SchemaError(f"the database's encoding is {encoding and encoding[0]}; aggregator needs UTF8")
-        may = connection.execute("select has_database_privilege(current_database(), 'CREATE')").fetchone()
-        if before is None and may != (True,):
+            _require_free(connection)
+        row = connection.execute(
+            "select getdatabaseencoding(), has_database_privilege(current_database(), 'CREATE')"
+        ).fetchone()
+        assert row is not None
+        encoding, may_create = row
+        if encoding != "UTF8":
+            raise SchemaError(f"the database's encoding is {encoding}; aggregator needs UTF8")
+        if before is None and not may_create:
             raise SchemaError(
                 "the role may not create a schema in this database: GRANT CREATE ON DATABASE … TO it, or migrate as the owner"
             )
-        connection.execute("create schema if not exists usage")
     _run(settings, command.upgrade, "head")
-    with connect(settings, name="aggregator migrate") as connection:
-        capture.renew_functions(connection, settings)
-        capture.restore_grants(connection)
     return before, head()
 
 
@@ -124,25 +123,29 @@ def downgrade(settings: Settings, *, discard_sealed: bool = False) -> str | None
         if before is None:
             return None
         _require_known(before)
+        _require_free(connection)
         if before == head():
             capture.detach(connection, settings, discard_sealed=discard_sealed)
     _run(settings, command.downgrade, "base")
-    with connect(settings, name="aggregator migrate") as connection, connection.transaction():
-        connection.execute("drop table usage.alembic_version")
-        connection.execute("drop schema usage")
     return before
 
 
 def upgrade_to(revision: str, settings: Settings) -> None:
     """Create schema usage as of an earlier revision. For tests of upgrades."""
-    with connect(settings, name="aggregator migrate") as connection:
-        connection.execute("create schema if not exists usage")
     _run(settings, command.upgrade, revision)
 
 
 def downgrade_to(revision: str, settings: Settings) -> None:
     """Go back to an earlier revision: data is kept as far as that revision knows it. For tests of upgrades."""
     _run(settings, command.downgrade, revision)
+
+
+def _require_free(connection: Connection) -> None:
+    """Raise BusyError while a command is at work that would find another schema in the middle."""
+    with transaction(connection, read_only=True):
+        row = connection.execute("select to_regclass('usage.job') is not null").fetchone()
+    if row == (True,):
+        jobs.require_free(connection, "migrate")
 
 
 def offline_sql(*, down: bool = False) -> str:
@@ -153,7 +156,7 @@ def offline_sql(*, down: bool = False) -> str:
         command.downgrade(config, "head:base", sql=True)
         return buffer.getvalue() + "\nDROP TABLE IF EXISTS usage.alembic_version;\nDROP SCHEMA usage;\n"
     command.upgrade(config, "head", sql=True)
-    return "CREATE SCHEMA usage;\n\n" + buffer.getvalue()
+    return buffer.getvalue().replace("BEGIN;\n", "BEGIN;\n\nCREATE SCHEMA usage;\n", 1)
 
 
 def _require_known(revision: str) -> None:
@@ -166,23 +169,32 @@ def _require_known(revision: str) -> None:
 
 
 def _run(settings: Settings, move: Callable[[Config, str], None], target: str) -> None:
-    # Each revision is a transaction of its own, so a next try goes on from where the last one came.
     capture.with_lock_retries(settings, lambda: _try(settings, move, target), "schema usage")
 
 
 def _try(settings: Settings, move: Callable[[Config, str], None], target: str) -> None:
+    """Move to a revision in one transaction, which others neither wait for longer than its own work, nor deadlock with."""
     engine = sa.create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(settings.conninfo, application_name="aggregator migrate"),
+        creator=lambda: connect(settings, name="aggregator migrate", autocommit=False),
         poolclass=sa.pool.NullPool,
     )
     config = _config()
     try:
-        with engine.connect() as connection:
-            config.attributes["lock_timeout"] = int(settings.lock_timeout * 1000)
+        with engine.begin() as connection:
+            own = cast(Connection, connection.connection.driver_connection)
+            own.execute("set transaction isolation level read committed, read write")
+            set_local(own, settings.lock_timeout)
+            own.execute(SQL["mutex"])
+            own.execute(SQL["create_schema"])
+            own.execute(SQL["lock_tables"])
             config.attributes["connection"] = connection
             move(config, target)
-            connection.commit()
+            if target == "base":
+                own.execute(SQL["drop_schema"])
+            elif target == "head":
+                capture.renew_functions(own)
+                own.execute(capture.SQL["restore_grants"])
     except sa.exc.DBAPIError as exc:
         if isinstance(exc.orig, psycopg.Error):
             raise exc.orig from exc

@@ -119,7 +119,7 @@ def refresh(
         source = fold.read_state(connection).source
         run = _Run(int(_scalar(connection, "begin_run")))
     try:
-        _note_sequence(connection)
+        fold.with_retries(lambda: _note_sequence(connection), check)
         target, writers = frontier.advance_and_wait(connection, settings.wait_timeout, check)
         notes = [] if writers else _mend(connection, settings)
         notes += _fold_up_to(connection, settings, run, source, None if writers else target, progress, check)
@@ -266,7 +266,7 @@ def _fold_up_to(
     while not finished:
         check()
         try:
-            finished = fold.with_retries(lambda: _step(connection, settings, run, source, target))
+            finished = fold.with_retries(lambda: _step(connection, settings, run, source, target), check)
             mends = 0
         except _PartitionsChangedError as exc:
             if target is None:

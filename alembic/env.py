@@ -13,26 +13,29 @@ SQL_FOLDER = Path(__file__).parent / "sql"
 
 def run_sql(name: str) -> None:
     """Run a frozen file of alembic/sql as one step of a migration, online or offline."""
-    # For this transaction only: a transaction pooler would hand a session's settings to somebody else. A migration that
-    # does not get its locks fails, changes nothing, and is tried again; readers do not queue up behind it for long.
-    op.execute(f"SET LOCAL lock_timeout = {config.attributes.get('lock_timeout', 500)}")
-    op.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+    if context.is_offline_mode():
+        # What aggregator.migrations sets online. Readers do not queue up behind a migration for long.
+        for setting in (
+            "search_path = pg_catalog, pg_temp",
+            "standard_conforming_strings = on",
+            "lock_timeout = '500ms'",
+        ):
+            op.execute(f"SET LOCAL {setting}")
     # A colon would be taken for a bound parameter.
     op.execute(sa.text((SQL_FOLDER / name).read_text(encoding="utf-8").replace(":", r"\:")))
 
 
 config = context.config
 config.attributes["run_sql"] = run_sql
-options = {"version_table": "alembic_version", "version_table_schema": "usage", "transaction_per_migration": True}
+options = {"version_table": "alembic_version", "version_table_schema": "usage"}
 
 if context.is_offline_mode():
     # With the default style a percent sign would come out doubled.
     context.configure(
         dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, output_buffer=config.output_buffer, **options
     )
-    with context.begin_transaction():
-        context.run_migrations()
 else:
+    # In a transaction of aggregator.migrations.
     context.configure(connection=config.attributes["connection"], **options)
-    with context.begin_transaction():
-        context.run_migrations()
+with context.begin_transaction():
+    context.run_migrations()

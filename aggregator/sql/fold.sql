@@ -16,6 +16,16 @@ select s.source, s.frontier, s.sealed_until, s.trusted, s.distrust_reason, s.tim
 -- The statement that takes the snapshot. A second refresher waits here, fails to serialize, and tries again.
 select s.id from usage.state s for update
 
+-- lock_holders --
+-- Who holds a lock on the state's row, or on the source against all others; null: nobody any more.
+select string_agg(distinct 'pid ' || l.pid || coalesce(' (' || nullif(a.application_name, '') || ')', ''), '; ')
+  from pg_locks l
+  left join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid()
+   and l.database = (select d.oid from pg_database d where d.datname = current_database())
+   and (l.relation = 'usage.state'::regclass and l.mode <> 'AccessShareLock'
+        or l.relation = (select to_regclass(s.source) from usage.state s) and l.mode = 'AccessExclusiveLock')
+
 -- distrust --
 -- The first reason stays. A repair that is under way must begin anew: it cannot know what happened.
 update usage.state

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from aggregator import verify
-from aggregator.errors import AggregatorError
+from aggregator import fold, refresh, verify
+from aggregator.errors import AggregatorError, Stopped
 from tests.harness import Database
 from tests.integration.sources import Background, await_true, doubt, pending, run, settled
 
@@ -188,3 +188,24 @@ def test_readers_and_idle_transactions_are_not_waited_for(filled: Database) -> N
     elsewhere.commit()
     reader.commit()
     settled(filled)
+
+
+def test_a_forgotten_lock_on_the_state(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that keeps the state locked is named in the end, hangs nobody for good, and a stop is heard meanwhile."""
+    tries: list[int] = []
+
+    def check() -> None:
+        tries.append(1)
+        if len(tries) > 2:
+            raise Stopped
+
+    with filled.connect(autocommit=False, application_name="psql left open") as forgotten:
+        forgotten.execute(b"select from usage.state for update")
+        with pytest.raises(Stopped):
+            refresh.refresh(filled.own, filled.settings, check=check)
+        monkeypatch.setattr(fold, "_PATIENCE", 0.0)
+        with pytest.raises(AggregatorError, match=rf"held by pid {forgotten.info.backend_pid} \(psql left open\)"):
+            filled.refresh()
+        filled.compare()
+    filled.refresh()
+    filled.compare()

@@ -201,26 +201,51 @@ def test_settings_of_writers(filled: Database) -> None:
     assert filled.verify().differences == 0
 
 
-def test_settings_of_the_role(filled: Database) -> None:
-    """Settings of the database that a refresh or a verify runs under change nothing either."""
-    for name, value in {
-        "timezone": "'Pacific/Apia'",
-        "datestyle": "'German'",
-        "intervalstyle": "'iso_8601'",
-        "search_path": "evil, public, pg_catalog",
-        "standard_conforming_strings": "off",
-        "extra_float_digits": "-15",
-        "default_transaction_isolation": "'serializable'",
-        "default_transaction_read_only": "on",
-    }.items():
+HOSTILE_DATABASE = {
+    "timezone": "'Pacific/Apia'",
+    "datestyle": "'German'",
+    "intervalstyle": "'iso_8601'",
+    "search_path": "evil, public, pg_catalog",
+    "standard_conforming_strings": "off",
+    "quote_all_identifiers": "on",
+    "extra_float_digits": "-15",
+    "default_transaction_isolation": "'serializable'",
+    "default_transaction_read_only": "on",
+    "lock_timeout": "1",
+    "client_encoding": "'LATIN1'",
+}
+
+
+def test_settings_of_the_database(filled: Database) -> None:
+    """Settings of the database that refresh, verify and migrate run under change nothing either."""
+    for name, value in HOSTILE_DATABASE.items():
         filled.execute(f"alter database {filled.name} set {name} = {value}")
     connection = connect(filled.settings)
     try:
         refresh.refresh(connection, filled.settings)
         filled.compare(WINDOWS)
-        capture.restore_grants(connection)
+        migrations.upgrade(filled.settings)
+        filled.compare(WINDOWS)
     finally:
         connection.close()
+
+
+def test_migrated_under_settings_of_the_database(new_database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they when the schema is made under them: functions are what they are elsewhere."""
+    db: Database = new_database()
+    migrations.downgrade(db.settings)
+    for name, value in HOSTILE_DATABASE.items():
+        db.execute(f"alter database {db.name} set {name} = {value}")
+    for encoding in ("LATIN1", "SQL_ASCII"):
+        monkeypatch.setenv("PGCLIENTENCODING", encoding)
+        migrations.upgrade(db.settings)
+        with connect(db.settings) as connection:
+            capture.attach(connection, db.settings)
+        db.insert("2026-03-01 00:00+00", "ai", 0, '{"tokens_in": "1x5", "tokens_out": " 2.5 "}')
+        with connect(db.settings) as connection:
+            refresh.refresh(connection, db.settings)
+        db.compare([("-infinity", None, None)])
+        migrations.downgrade(db.settings)
 
 
 COLLATIONS = [

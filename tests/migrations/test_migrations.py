@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from aggregator import capture, migrations
+from aggregator import capture, jobs, migrations
 from aggregator.settings import Settings
 from tests.harness import COLLECTIONS, SCHEMA, Database, compare, snapshot
 
@@ -151,6 +152,61 @@ def test_an_upgrade_from_the_first_release(empty: Database) -> None:
     migrations.upgrade(empty.settings)
     empty.attach()
     assert catalog(empty.dsn) == after
+
+
+def test_several_at_once(empty: Database) -> None:
+    """Three migrates at the same moment: one does the work, and none fails."""
+    done: list[tuple[str | None, str]] = []
+    threads = [threading.Thread(target=lambda: done.append(migrations.upgrade(empty.settings))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [new for _, new in done] == [migrations.head()] * 3
+
+
+def test_all_or_nothing(empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migrate that fails, or is killed, before its end leaves nothing at all."""
+
+    def fail(*_: Any) -> None:
+        raise psycopg.OperationalError("the connection is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
+        patch.setattr(capture, "renew_functions", fail)
+        migrations.upgrade(empty.settings)
+    assert left_behind(empty) == []
+    assert migrations.upgrade(empty.settings)[0] is None
+
+
+def test_a_migrate_waits_in_nobodys_way(db: Database) -> None:
+    """While it waits for one table it holds no lock on another, so neither readers nor writers wait behind it."""
+    db.insert("2026-03-01 00:00+00")
+    db.refresh()
+    migrations.downgrade_to("0001", db.settings)
+    waiting = "select count(*) from pg_stat_activity where application_name = 'aggregator migrate' and wait_event_type = 'Lock'"
+    with db.connect(autocommit=False) as writer:
+        writer.execute(
+            b"insert into public.resource_usage_log (created_at) values ('2026-03-01')"
+        )  # late: holds late_change
+        thread = threading.Thread(target=migrations.upgrade, args=(db.settings,))
+        thread.start()
+        for _ in range(20):
+            db.compare([("-infinity", None, None)])
+            db.insert("2026-03-02 00:00+00")
+            assert db.scalar(waiting) == 0
+        assert migrations.current(db.own) == "0001"
+    thread.join()
+    assert migrations.current(db.own) == migrations.head()
+    db.compare()
+
+
+def test_a_command_at_work_is_not_pulled_the_schema_from_under(db: Database) -> None:
+    """Neither up nor down while purge, seal, rebuild or metric are at work; nothing is changed."""
+    with jobs.exclusive(db.own, db.settings, "purge"):
+        for move in (migrations.upgrade, migrations.downgrade):
+            with pytest.raises(jobs.BusyError, match=r"migrate cannot start: purge on .* nothing was changed"):
+                move(db.settings)
+    assert migrations.current(db.own) == migrations.head()
 
 
 def test_attach_renews_functions(db: Database) -> None:
