@@ -58,6 +58,7 @@ begin
     end loop;
     return null;
 end $$;
+drop function usage.partition_rows(oid);
 alter table usage.late_change drop column leaf;
 create or replace function usage.local_day(at timestamptz, zone text) returns date
 language sql immutable parallel safe

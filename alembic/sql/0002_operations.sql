@@ -7,6 +7,21 @@ alter table usage.late_change add column leaf oid;
 comment on column usage.late_change.leaf is
 'The table or partition that the event was in; null: compared with the raw events since, wherever it was.';
 
+-- Partitions belong to whoever made them, and SELECT is granted on the source: so by its own name only where the role may.
+-- Bounds let the planner read no other partition; those of a default partition do not.
+create function usage.partition_rows(relation oid) returns text
+language sql stable set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
+as $$
+    select case when has_table_privilege(c.oid, 'SELECT') then format('%I.%I', n.nspname, c.relname)
+                else format('(select e.created_at from %s e where e.tableoid = %s::oid and (%s))',
+                            s.source, c.oid, coalesce(pg_get_partition_constraintdef(c.oid), 'true')) end
+      from usage.state s, pg_class c
+      join pg_namespace n on n.oid = c.relnamespace
+     where c.oid = relation
+$$;
+comment on function usage.partition_rows(oid) is
+'What to write in FROM for the events of a partition of the source: its name, or the source restricted to it where the role may not read the partition itself.';
+
 create or replace function usage.fingerprint_doubt() returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -43,7 +58,7 @@ begin
         -- A new partition that was created empty is filled through its triggers: only one that brought rows along
         -- from below the frontier is in doubt.
         if (select relkind from pg_class c where c.oid = relation.oid) <> 'p' then
-            execute format('select exists (select from %s where created_at < $1)', relation.oid::regclass)
+            execute format('select exists (select from %s p where p.created_at < $1)', usage.partition_rows(relation.oid))
                into filled using s.frontier;
             if filled then
                 return format('partition %s of the source is new and holds events below the frontier: run aggregator refresh',
