@@ -97,6 +97,21 @@ def test_refresher_does_the_nightly_run(with_roles: Database) -> None:
     db.compare()
 
 
+def test_refresher_is_told_who_blocks(with_roles: Database) -> None:
+    """Another role's transaction is named by pid and application, whatever its age; one's own only once it is old."""
+    db = with_roles
+    writer = db.connect(autocommit=False, application_name="the slow importer")
+    writer.execute(b"insert into public.resource_usage_log (created_at) values (now())")
+    patient = db.settings.model_copy(update={"wait_timeout": 3600.0})
+    assert status.read_status(db.own, patient).blocked_by == ()
+    with acting(db, "usage_refresher") as connection:
+        assert status.read_status(connection, patient).blocked_by == (
+            f"pid {writer.info.backend_pid} (the slow importer), open for a time that this role may not see",
+        )
+        writer.rollback()
+        assert status.read_status(connection, patient).blocked_by == ()
+
+
 @pytest.fixture
 def owned(server: str, db: Database) -> Iterator[Callable[..., Database]]:
     """A function that makes a database that usage_owner, no superuser, has migrated; the source is its own too."""
