@@ -120,8 +120,8 @@ def _measure(connection: Connection, instant: str) -> tuple[int, int, list[Parti
         events = _scalar(connection, "count_below", seal=instant)
         rows = connection.execute(SQL["whole_partitions"], {"seal": instant}).fetchall()
         partitions = []
-        for name, oid, total, droppable in rows:
-            row = connection.execute(sql.SQL(SQL["count_partition"]).format(partition=sql.SQL(name))).fetchone()
+        for name, oid, total, droppable, events_of_it in rows:
+            row = connection.execute(sql.SQL(SQL["count_partition"]).format(partition=sql.SQL(events_of_it))).fetchone()
             assert row is not None
             partitions.append(Partition(name, oid, total, row[0], droppable))
         rest = events - sum(partition.events for partition in partitions)

@@ -189,8 +189,8 @@ def _partition_span(connection: Connection, oid: str) -> tuple[str, str, str] | 
         row = connection.execute(SQL["partition_name"], {"oid": oid}).fetchone()
         if row is None:
             return None
-        name = row[0]
-        row = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(name))).fetchone()
+        name, rows = row
+        row = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(rows))).fetchone()
         return None if row is None or row[0] is None else (name, row[0], row[1])
 
 

@@ -109,6 +109,8 @@ def verify(
         check()
         chunk = fold.with_retries(lambda day=day: _next_chunk(connection, settings, day, until or "infinity"))  # type: ignore[misc]
         if chunk is None:
+            if chunks == 0:
+                fold.with_retries(lambda day=day: _record_nothing(connection, day, until or "infinity", repair=repair))  # type: ignore[misc]
             break
         found, some = fold.with_retries(
             lambda chunk=chunk: _verify_chunk(  # type: ignore[misc]
@@ -210,6 +212,12 @@ def _next_chunk(connection: Connection, settings: Settings, day: str, until: str
         row = connection.execute(SQL["chunk_end"], {"day": first, "until": until, "n": settings.step_events}).fetchone()
         assert row is not None
         return (first, row[0]) if row[1] else None
+
+
+def _record_nothing(connection: Connection, day_from: str, day_to: str, *, repair: bool) -> None:
+    """Record that days without events have no rollup rows either."""
+    with fold.looking(connection, read_only=False):
+        connection.execute(SQL["record"], {"from": day_from, "to": day_to, "differences": 0, "repaired": repair})
 
 
 def _restatement_reason(state: fold.State) -> str:

@@ -24,8 +24,8 @@ select exists (select from pg_partition_tree(to_regclass(s.source)) t where not 
   from usage.state s
 
 -- partition_name --
--- Null for one that is none of the source's any more.
-select quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+-- And how to read it; no row for one that is none of the source's any more.
+select quote_ident(n.nspname) || '.' || quote_ident(c.relname), usage.partition_rows(c.oid)
   from usage.state s, pg_class c join pg_namespace n on n.oid = c.relnamespace
  where c.oid = %(oid)s::oid and pg_partition_root(c.oid) = to_regclass(s.source)
 

@@ -58,6 +58,7 @@ begin
     end loop;
     return null;
 end $$;
+drop function usage.partition_rows(oid);
 alter table usage.late_change drop column leaf;
 create or replace function usage.local_day(at timestamptz, zone text) returns date
 language sql immutable parallel safe
@@ -187,8 +188,18 @@ begin
           p.right_sign, p.right_from, p.right_to, p.day_from, p.day_to,                 -- 21-25
           p.frontier, p.exact, p.reasons;                                               -- 26-28
 end $$;
-drop view usage.freshness;
-create view usage.freshness as
+create materialized view usage.undated_ranking as
+select l.month, l.collection_id, usage.title_of(l.collection_id) as collection_title,
+       l.resource_type, l.job_type, l.model_level, l.unit, l.event_count, l.total_value,
+       l.total_value / nullif(sum(l.total_value) over of_type, 0) as share,
+       rank() over (of_type order by l.total_value desc) as rank,
+       l.total_value - case when lag(l.month) over of_key = (l.month - interval '1 month')::date
+                            then lag(l.total_value) over of_key else 0 end as change
+  from usage.monthly_live l
+window of_type as (partition by l.month, l.resource_type),
+       of_key as (partition by l.collection_id, l.resource_type, l.job_type, l.model_level order by l.month)
+  with no data;
+create view usage.old_freshness as
 select now() as as_of,
        s.source is not null as attached,
        s.time_zone,
@@ -202,12 +213,39 @@ select now() as as_of,
        (select r.error from usage.refresh_run r where r.finished_at is not null order by r.id desc limit 1) as last_error,
        (select max(v.verified_at) from usage.verification v where v.differences = 0 or v.repaired) as last_verified
   from usage.state s;
+do $$
+declare
+    statement text;
+begin
+    for statement in
+        select format('grant %s on %s to %s%s',
+                      a.privilege_type, n.new, case a.grantee when 0 then 'public' else a.grantee::regrole::text end,
+                      case when a.is_grantable then ' with grant option' else '' end)
+          from (values ('usage.monthly_ranking', 'usage.undated_ranking'), ('usage.freshness', 'usage.old_freshness')) n (old, new)
+          join pg_class c on c.oid = n.old::regclass,
+               lateral aclexplode(c.relacl) a
+         where a.grantee <> c.relowner
+    loop
+        execute statement;
+    end loop;
+end $$;
+drop materialized view usage.monthly_ranking;
+alter materialized view usage.undated_ranking rename to monthly_ranking;
+drop view usage.freshness;
+alter view usage.old_freshness rename to freshness;
 comment on view usage.freshness is 'How fresh the rollups are and whether they may be believed; the answers are exact either way.';
 comment on column usage.freshness.lag is 'Age of the frontier; null before the first refresh.';
 comment on column usage.freshness.trusted is 'Whether readers use the rollups; if not, they read raw and are slow.';
 comment on column usage.freshness.reason is 'Why they may not be used, with what to do.';
 comment on column usage.freshness.pending_changes is 'Late changes waiting for the next refresh.';
 comment on column usage.freshness.last_error is 'Error of the last finished refresh, null if it went well.';
+create unique index monthly_ranking_key
+    on usage.monthly_ranking (month, collection_id, resource_type, job_type, model_level) nulls not distinct;
+comment on materialized view usage.monthly_ranking is
+'Each key''s sum in a month, its share and rank among those of its resource type, and the change on the month before.';
+comment on column usage.monthly_ranking.share is 'Part of the month''s total_value of the same resource type, 0 to 1; null if that is 0.';
+comment on column usage.monthly_ranking.rank is 'By total_value within month and resource type, 1 the largest.';
+comment on column usage.monthly_ranking.change is 'total_value less that of the month before (0 if the key had none).';
 drop function usage.problems(interval, interval, bigint, numeric, interval);
 drop function usage.tail_events(bigint);
 drop table usage.health_limit;

@@ -7,6 +7,21 @@ alter table usage.late_change add column leaf oid;
 comment on column usage.late_change.leaf is
 'The table or partition that the event was in; null: compared with the raw events since, wherever it was.';
 
+-- Partitions belong to whoever made them, and SELECT is granted on the source: so by its own name only where the role may.
+-- Bounds let the planner read no other partition; those of a default partition do not.
+create function usage.partition_rows(relation oid) returns text
+language sql stable set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
+as $$
+    select case when has_table_privilege(c.oid, 'SELECT') then format('%I.%I', n.nspname, c.relname)
+                else format('(select e.created_at from %s e where e.tableoid = %s::oid and (%s))',
+                            s.source, c.oid, coalesce(pg_get_partition_constraintdef(c.oid), 'true')) end
+      from usage.state s, pg_class c
+      join pg_namespace n on n.oid = c.relnamespace
+     where c.oid = relation
+$$;
+comment on function usage.partition_rows(oid) is
+'What to write in FROM for the events of a partition of the source: its name, or the source restricted to it where the role may not read the partition itself.';
+
 create or replace function usage.fingerprint_doubt() returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -43,7 +58,7 @@ begin
         -- A new partition that was created empty is filled through its triggers: only one that brought rows along
         -- from below the frontier is in doubt.
         if (select relkind from pg_class c where c.oid = relation.oid) <> 'p' then
-            execute format('select exists (select from %s where created_at < $1)', relation.oid::regclass)
+            execute format('select exists (select from %s p where p.created_at < $1)', usage.partition_rows(relation.oid))
                into filled using s.frontier;
             if filled then
                 return format('partition %s of the source is new and holds events below the frontier: run aggregator refresh',
@@ -518,5 +533,65 @@ select now() as as_of,
                        usage.problems(h.max_lag, h.max_verification_age, h.max_pending_changes, h.max_rejected_share, h.max_frontier_ahead) q) p;
 comment on column usage.freshness.healthy is 'Whether nothing needs anybody, by the limits of usage.health_limit.';
 comment on column usage.freshness.problems is 'What is wrong, with what to do.';
+
+-- Materialized view with its day ---------------------------------------------------------------------------------------
+
+-- Beside the old one until it has that one's privileges.
+create materialized view usage.dated_ranking as
+select usage.local_day(now(), s.time_zone) as as_of_day, l.month, l.collection_id, usage.title_of(l.collection_id) as collection_title,
+       l.resource_type, l.job_type, l.model_level, l.unit, l.event_count, l.total_value,
+       l.total_value / nullif(sum(l.total_value) over of_type, 0) as share,
+       rank() over (of_type order by l.total_value desc) as rank,
+       l.total_value - case when lag(l.month) over of_key = (l.month - interval '1 month')::date
+                            then lag(l.total_value) over of_key else 0 end as change
+  from usage.state s, usage.monthly_live l
+window of_type as (partition by l.month, l.resource_type),
+       of_key as (partition by l.collection_id, l.resource_type, l.job_type, l.model_level order by l.month)
+  with no data;
+
+-- Privileges ------------------------------------------------------------------------------------------------------------
+
+-- Until deploy/roles.sql is run again: whoever could read or refresh still can, with what is new or in another's place.
+do $$
+declare
+    statement text;
+begin
+    for statement in
+        select format('grant %s to %s%s',
+                      replace(n.new, '*', a.privilege_type), case a.grantee when 0 then 'public' else a.grantee::regrole::text end,
+                      case when a.is_grantable then ' with grant option' else '' end)
+          from (values
+                   ('usage.monthly_ranking', null, '* on usage.dated_ranking'),
+                   -- the view calls it, with its reader's rights
+                   ('usage.freshness', 'SELECT', 'execute on function usage.problems(interval, interval, bigint, numeric, interval)'),
+                   ('usage.state', 'UPDATE', 'select, update on usage.job, usage.view_refresh, usage.health_limit'),
+                   ('usage.state', 'UPDATE', 'select on usage.metric_history'),
+                   ('usage.frontier_seq', 'UPDATE', 'update on sequence usage.seal_seq')
+               ) n (old, privilege, new)
+          join pg_class c on c.oid = n.old::regclass,
+               lateral aclexplode(c.relacl) a
+         where a.grantee <> c.relowner and (n.privilege is null or a.privilege_type = n.privilege)
+        union all
+        select format('grant execute on function %s to %s%s', new.oid::regprocedure, a.grantee::regrole,
+                      case when a.is_grantable then ' with grant option' else '' end)
+          from pg_proc new, pg_proc old, aclexplode(old.proacl) a
+         where old.oid = 'usage.fingerprint_doubt()'::regprocedure and a.grantee not in (0, old.proowner)
+           and new.pronamespace = 'usage'::regnamespace
+           and new.proname in ('partition_rows', 'nightly_due', 'refresh_view', 'analyze_changed', 'tail_events', 'problems')
+    loop
+        execute statement;
+    end loop;
+end $$;
+
+drop materialized view usage.monthly_ranking;
+alter materialized view usage.dated_ranking rename to monthly_ranking;
+create unique index monthly_ranking_key
+    on usage.monthly_ranking (month, collection_id, resource_type, job_type, model_level) nulls not distinct;
+comment on materialized view usage.monthly_ranking is
+'Each key''s sum in a month, its share and rank among those of its resource type, and the change on the month before.';
+comment on column usage.monthly_ranking.as_of_day is 'The local day of the refresh: the running month counts up to then.';
+comment on column usage.monthly_ranking.share is 'Part of the month''s total_value of the same resource type, 0 to 1; null if that is 0.';
+comment on column usage.monthly_ranking.rank is 'By total_value within month and resource type, 1 the largest.';
+comment on column usage.monthly_ranking.change is 'total_value less that of the month before (0 if the key had none).';
 
 select usage.restore_grants();
