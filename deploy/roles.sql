@@ -50,7 +50,7 @@ begin
     -- rejected_event, late_change: they hold raw rows. The functions below the read functions are what the views call.
     grant select on
         usage.daily, usage.daily_collection, usage.daily_total, usage.monthly, usage.monthly_collection, usage.metric,
-        usage.metric_history, usage.state, usage.daily_live, usage.monthly_live, usage.freshness, usage.trailing,
+        usage.metric_history, usage.metric_definition, usage.state, usage.daily_live, usage.monthly_live, usage.freshness, usage.trailing,
         usage.monthly_ranking, usage.view_refresh, usage.health_limit, usage.alembic_version
         to usage_reader;
     grant execute on function
@@ -64,7 +64,7 @@ begin
         usage.window_start(numeric, text, timestamptz),
         usage.instant_text(timestamptz),
         usage.problems(interval, interval, bigint, numeric, interval),
-        usage.month_of(date), usage.rolled_until(), usage.pending_sums(), usage.title_of(uuid), usage.doubt()
+        usage.month_of(date), usage.next_month(date), usage.local_day(timestamptz, text), usage.rolled_until(), usage.pending_sums(), usage.title_of(uuid), usage.doubt()
         to usage_reader;
 
     -- Refreshing, verifying, scheduling.

@@ -192,7 +192,7 @@ def test_a_read_works_out_its_window_without_reading_events(history: Database) -
     plans = _plans(history, "select usage.window_parts(now() - interval '30 days', null)")
     relations = {node["Relation Name"] for plan in plans for node in _nodes(plan) if "Relation Name" in node}
     assert relations
-    assert relations <= {"state", "truncate_marker", "frontier_seq", "late_change"} | {
+    assert relations <= {"state", "truncate_marker", "frontier_seq", "late_change", "metric", "metric_history"} | {
         name for name in relations if name.startswith("pg_")
     }
 
