@@ -300,6 +300,8 @@ select l.month, l.collection_id, usage.title_of(l.collection_id) as collection_t
          group by s.month, s.collection_id, s.resource_type, s.job_type, s.model_level
         having sum(s.event_count) <> 0) l
   left join usage.metric m on m.resource_type = l.resource_type;
+comment on column usage.trailing.unit is null;
+comment on column usage.monthly_ranking.change is 'total_value less that of the month before (0 if the key had none).';
 comment on column usage.monthly_live.unit is null;
 comment on column usage.monthly_live.secondary_unit is null;
 create or replace view usage.daily_live as

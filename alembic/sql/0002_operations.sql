@@ -661,6 +661,10 @@ select l.month, l.collection_id, usage.title_of(l.collection_id) as collection_t
 comment on column usage.monthly_live.unit is
 'Unit of total_value by the definition that holds for the whole month; null if it changed within the month: the sum is then of both.';
 comment on column usage.monthly_live.secondary_unit is 'Unit of secondary_value, or null, likewise.';
+comment on column usage.trailing.unit is
+'Unit by today''s definition; days that were sealed with another one (usage.metric_definition) are summed as they were sealed.';
+comment on column usage.monthly_ranking.change is
+'total_value less that of the month before (0 if the key had none); of two definitions where unit is null or not the one of before.';
 
 create or replace view usage.rejected_event as
 select e.created_at, e.collection_id, e.resource_type, e.detail,
@@ -885,6 +889,7 @@ begin
                    ('usage.freshness', 'SELECT', 'execute on function usage.problems(interval, interval, bigint, numeric, interval)'),
                    ('usage.state', 'UPDATE', 'select, update on usage.job, usage.view_refresh, usage.health_limit'),
                    ('usage.state', 'UPDATE', 'select on usage.metric_history'),
+                   ('usage.metric', 'SELECT', 'select on usage.metric_definition'),
                    ('usage.frontier_seq', 'UPDATE', 'update on sequence usage.seal_seq')
                ) n (old, privilege, new)
           join pg_class c on c.oid = n.old::regclass,
