@@ -890,6 +890,7 @@ begin
                    ('usage.state', 'UPDATE', 'select, update on usage.job, usage.view_refresh, usage.health_limit'),
                    ('usage.state', 'UPDATE', 'select on usage.metric_history'),
                    ('usage.metric', 'SELECT', 'select on usage.metric_definition'),
+                   ('usage.daily_live', 'SELECT', 'execute on function usage.local_day(timestamptz, text), usage.next_month(date)'),
                    ('usage.frontier_seq', 'UPDATE', 'update on sequence usage.seal_seq')
                ) n (old, privilege, new)
           join pg_class c on c.oid = n.old::regclass,

@@ -256,6 +256,8 @@ def test_an_upgrade_takes_no_privilege_away(with_old_roles: Database) -> None:
         db.connection.execute(b"set local role usage_reader")
         assert db.execute("select * from usage.by_collection('-infinity')") == expected
         assert db.scalar("select trusted from usage.freshness")
+        for live in ("daily_live", "monthly_live"):
+            assert db.scalar(f"select sum(event_count) from usage.{live}") == sum(row[3] for row in expected)
         db.connection.execute(b'set local role "The board"')
         assert db.scalar("select trusted from usage.freshness")
     db.insert("2024-05-05 12:00+02", "tts", 1, '{"characters": 7}')
