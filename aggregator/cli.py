@@ -291,7 +291,11 @@ def rebuild(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the rollups what the raw events say, step by step; goes on where it was interrupted."""
+    """Make the rollups what the raw events say, step by step.
+
+    Interrupted while trust is off, and of all days, it goes on where it stopped. With --since or --until, or while trust
+    is on, it begins anew.
+    """
     first, last = _days(since, until)
     settings = load_settings(database_url=database_url)
     with _session(settings, "rebuild") as connection, jobs.exclusive(connection, settings, "rebuild"):

@@ -90,7 +90,8 @@ def purge(
         return Purged(cut.day, 0, (), 0, cut.oldest, dry_run, ("nothing to purge: no event is that old",))
     expected, size, partitions = fold.with_retries(lambda: _measure(connection, cut.instant))
     if dry_run:
-        return Purged(cut.day, expected, tuple(p.name for p in partitions), size, cut.oldest, True, ())
+        refusal = _refusal(connection, cut)
+        return Purged(cut.day, expected, tuple(p.name for p in partitions), size, cut.oldest, True, refusal)
     if not cut.sealed:
         _seal(connection, settings, days, check)
     seal.set_sequence(connection)
@@ -112,6 +113,15 @@ def _cut(connection: Connection, days: int) -> _Cut:
         row = connection.execute(SQL["cut"], {"days": days}).fetchone()
         assert row is not None
         return _Cut(*row)
+
+
+def _refusal(connection: Connection, cut: _Cut) -> tuple[str, ...]:
+    """Say that a purge would be refused now, and why, if it would."""
+    doubt = verify.read_doubt(connection)
+    # What a refresh mends is mended by the one that a purge begins with, unless it goes on below a seal.
+    if doubt is None or (not cut.sealed and doubt.endswith(refresh.MENDABLE)):
+        return ()
+    return (f"purge would be refused, for the rollups may not be believed: {doubt}",)
 
 
 def _measure(connection: Connection, instant: str) -> tuple[int, int, list[Partition]]:

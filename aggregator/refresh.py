@@ -28,8 +28,9 @@ from aggregator.settings import Settings
 SQL = sql_files.load("refresh")
 
 _SEQUENCE_BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
-_MENDABLE = ": run aggregator refresh"
-"""How usage.fingerprint_doubt() ends of partitions that brought events along, lost some, or came and went."""
+MENDABLE = ": run aggregator refresh"
+"""How a doubt ends that a refresh mends: of partitions that brought events along, lost some, or came and went; a TRUNCATE; a
+sequence left behind."""
 
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
@@ -177,7 +178,7 @@ def _look(connection: Connection) -> tuple[fold.State, str | None, list[_Partiti
         rows = connection.execute(SQL["new_partitions"]).fetchall()
         partitions = [_Partition(*row[:4]) for row in rows]
         elsewhere = any(rewritten and gap for *_, rewritten, gap in rows)
-        if doubt is not None and (not doubt.endswith(_MENDABLE) or elsewhere):
+        if doubt is not None and (not doubt.endswith(MENDABLE) or elsewhere):
             fold.distrust(connection, doubt)
             return None
         return state, doubt, partitions

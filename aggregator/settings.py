@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from aggregator.errors import UsageError
 
+MAX_DAYS = 365_000
+"""A thousand years: days further back are none that events are of, nor dates that arithmetic can do."""
+
 _LIBPQ_TARGETS = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE")
 
 
@@ -42,13 +45,15 @@ class Settings(BaseSettings):
     lock_retries: int = Field(default=60, ge=0, description="Further tries of attach or detach for that lock.")
     refresh_every: float = Field(default=300.0, ge=1, description="Seconds between refreshes by the scheduler.")
     nightly_at: str = Field(default="03:30", description="Local time of the nightly run, in the reporting time zone.")
-    verify_days: int = Field(default=7, ge=1, description="Days before today that the nightly run verifies.")
+    verify_days: int = Field(
+        default=7, ge=1, le=MAX_DAYS, description="Days before today that the nightly run verifies."
+    )
     keep: str | None = Field(
         default=None, description="Raw events that the nightly run keeps, like 400d; without it none is purged."
     )
     purge_batch: int = Field(default=10_000, ge=1, description="Raw events that purge deletes in one transaction.")
     keep_history_days: int = Field(
-        default=400, ge=1, description="Days that refresh_run, verification and restatement are kept."
+        default=400, ge=1, le=MAX_DAYS, description="Days that refresh_run, verification and restatement are kept."
     )
     max_lag: float | None = Field(
         default=None, gt=0, description="Unhealthy: seconds since the frontier; default 3 times refresh_every."
@@ -126,11 +131,13 @@ class Settings(BaseSettings):
 
 
 def days_to_keep(text: str) -> int:
-    """Return the days of a text like ``400d`` or ``57w``; raise ValueError for anything else, or less than a day."""
-    found = re.fullmatch(r"\s*(\d{1,6})\s*([dw])\s*", text)
+    """Return the days of a text like ``400d`` or ``57w``; raise ValueError for anything else, or not 1 to MAX_DAYS days."""
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*([dw])\s*", text)
     days = int(found[1]) * {"d": 1, "w": 7}[found[2]] if found else 0
-    if found is None or days < 1:
-        raise ValueError(f"{text!r} is no time to keep events for; write whole days, at least 1d, like 400d")
+    if not 1 <= days <= MAX_DAYS:
+        raise ValueError(
+            f"{text!r} is no time to keep events for; write whole days, at least 1d and at most {MAX_DAYS}d, like 400d"
+        )
     return days
 
 

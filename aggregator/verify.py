@@ -139,14 +139,15 @@ def _look(connection: Connection, since: str | None, until: str | None) -> tuple
     with fold.looking(connection) as state:
         row = connection.execute(SQL["look"], {"since": since, "until": until}).fetchone()
     assert row is not None
-    begins_by_now, in_order, unsealed, doubtful, resumable, run = row
-    if not in_order:
+    begins_by_now, in_order, unsealed, ends_sealed, doubtful, resumable, run = row
+    if since is not None and not in_order:
         raise UsageError("--since must be before --until")
     if not begins_by_now:
         raise UsageError(f"--since: {since} is in the future: there is nothing to verify")
-    if not unsealed:
+    if not unsealed or ends_sealed:
         raise UsageError(
-            f"--since: days before {state.sealed_day} are sealed: their raw events may be gone, so they cannot be verified"
+            f"{'--until' if unsealed else '--since'}: days before {state.sealed_day} are sealed: their raw events may be gone,"
+            " so they cannot be verified"
         )
     return state, doubtful, resumable, run
 
@@ -188,7 +189,7 @@ def _prepare_trust(connection: Connection, settings: Settings) -> tuple[str, int
             if row[0] is not None:
                 raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
             row = connection.execute(
-                SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"}
+                SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator rebuild"}
             ).fetchone()
             assert row is not None
             return str(row[0]), int(row[1])

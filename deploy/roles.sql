@@ -3,9 +3,10 @@
 --
 --     psql -v source=public.resource_usage_log -f deploy/roles.sql "$AGGREGATOR_DATABASE_URL"
 --
--- usage_owner     owns schema usage: migrate, attach, detach, seal, metric, purge. It needs to own the source too, because
+-- usage_owner     owns schema usage: migrate, attach, detach, metric, purge, and all of the following. It needs to own the source too, because
 --                 attach adds triggers to it: grant <owner of the source> to usage_owner.
--- usage_refresher runs the scheduler: refresh, materialized views, verify, rebuild. It reads raw events and changes none.
+-- usage_refresher runs the scheduler: refresh, materialized views, verify, rebuild, seal. It reads raw events and changes
+--                 none. A grant on the source is enough, new partitions need none.
 -- usage_reader    reads answers, and no raw rows.
 --
 -- They do not log in. Grant them to roles that do, and let the owner's act as usage_owner, so that all is owned by it:
@@ -16,7 +17,7 @@
 --
 -- A scheduler that purges (AGGREGATOR_KEEP) deletes raw events, which is for you to allow:
 --
---     grant delete, update on public.resource_usage_log to usage_refresher;   -- update: for FOR UPDATE SKIP LOCKED
+--     grant delete on public.resource_usage_log to usage_refresher;
 --
 -- and drops whole partitions only as their owner; otherwise it deletes their rows.
 

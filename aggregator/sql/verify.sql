@@ -29,9 +29,10 @@ select least(usage.next_month(usage.month_of(%(day)s::date)), %(until)s::date,
   from usage.state s
 
 -- look --
--- Begins by now, is in order, is not sealed; whether there is doubt; where an interrupted repair of all days goes on,
+-- Begins by now, is in order, begins above the seal; ends below it; whether there is doubt; where an interrupted repair of all days goes on,
 -- if nothing was noticed since.
 select x.since < usage.next_day(usage.local_day(now(), x.time_zone)), coalesce(x.since < %(until)s::date, true), x.since >= x.sealed_day,
+       coalesce(%(until)s::date <= x.sealed_day, false),
        usage.doubt() is not null,
        case when not x.trusted and isfinite(x.repair_day) and usage.fingerprint_doubt() is null
                  and not exists (select from usage.truncate_marker) then x.repair_day end::text,

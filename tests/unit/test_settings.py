@@ -194,3 +194,13 @@ def test_no_password_in_settings() -> None:
     """Settings are shown without the connection string."""
     settings = Settings(database_url="postgresql://user:s3cret@host/database")  # type: ignore[arg-type]
     assert "s3cret" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("verify_days", 10_000_000), ("keep_history_days", 10_000_000), ("keep", "999999w"), ("keep", "10000000d")],
+)
+def test_days_that_no_date_reaches(name: str, value: object) -> None:
+    """More than a thousand years of days is refused, naming the setting and the bound."""
+    with pytest.raises(UsageError, match=rf"AGGREGATOR_{name.upper()}.*365000"):
+        load_settings(**{name: value})
