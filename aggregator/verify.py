@@ -68,7 +68,10 @@ class VerifyResult:
 
 @dataclass(frozen=True)
 class VerifyProgress:
-    """The days [day_from, day_to) that were just verified, as ISO days, and the differences found so far."""
+    """The days [day_from, day_to) that were just verified, as ISO days, and the differences found so far.
+
+    Where ``day_to`` is ``infinity``, that bucket too.
+    """
 
     day_from: str
     day_to: str
@@ -123,6 +126,8 @@ def verify(
         shown += some[: SHOWN_DIFFERENCES - len(shown)]
         day = chunk[1]
         progress(VerifyProgress(*chunk, differences))
+        if day == "infinity":
+            break
     if reason is not None:
         fold.with_retries(lambda: _believe(connection, reason, run))
     found_doubt = read_doubt(connection)

@@ -238,6 +238,8 @@ alter table usage.refresh_run drop constraint refresh_run_status;
 alter table usage.refresh_run add constraint refresh_run_status check (status in ('running', 'done', 'partial', 'failed'));
 comment on column usage.refresh_run.status is
 'running (or killed, if its process is gone); done; partial: late changes only, a writer stayed open; failed.';
+alter table usage.monthly_collection drop constraint monthly_collection_month;
+alter table usage.monthly drop constraint monthly_month;
 alter table usage.state drop column repair_run;
 alter table usage.state drop column repair_day;
 alter table usage.state drop column version;

@@ -222,6 +222,15 @@ alter table usage.refresh_run add constraint refresh_run_status
 comment on column usage.refresh_run.status is
 'running (or killed, if its process is gone); done; partial: late changes only, a writer stayed open; failed; stopped: by a signal, between steps.';
 
+-- Months are first days -----------------------------------------------------------------------------------------------
+
+-- NOT VALID: nothing is read under the lock, and a row that somebody moved already does not stop the upgrade; verify finds it.
+alter table usage.monthly add constraint monthly_month check (month = usage.month_of(month)) not valid;
+comment on constraint monthly_month on usage.monthly is 'A month is named by its first day: what lies elsewhere in it would count twice.';
+alter table usage.monthly_collection add constraint monthly_collection_month check (month = usage.month_of(month)) not valid;
+comment on constraint monthly_collection_month on usage.monthly_collection is
+'A month is named by its first day: what lies elsewhere in it would count twice.';
+
 -- Who is at work ----------------------------------------------------------------------------------------------------
 
 -- A lease and no session-level lock: it survives poolers, and frees itself when its holder is gone. Answers do not

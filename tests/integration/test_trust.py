@@ -378,6 +378,28 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
     settled(plain)
 
 
+@pytest.mark.parametrize("rollup", ROLLUPS)
+@pytest.mark.parametrize("to", ["elsewhere", "infinity", "-infinity"])
+def test_row_in_another_bucket(plain: Database, rollup: str, to: str) -> None:
+    """A rollup row that was moved is found where it is and where it ought to be, and counts once after the repair."""
+    bucket = "month" if rollup.startswith("monthly") else "day"
+    if bucket == "month":
+        with pytest.raises(psycopg.errors.CheckViolation):
+            plain.execute(f"update usage.{rollup} set month = month + 9")
+        plain.execute(f"alter table usage.{rollup} drop constraint {rollup}_month")
+    # A row of the first bucket, to where there is none like it.
+    target = f"{bucket} {'+' if bucket == 'month' else '-'} 9" if to == "elsewhere" else f"'{to}'"
+    plain.execute(
+        f"update usage.{rollup} set {bucket} = {target} where ctid = (select ctid from usage.{rollup} order by {bucket} limit 1)"
+    )
+    found = plain.verify()
+    assert {difference.rollup for difference in found.shown} == {rollup}
+    plain.compare()
+    assert plain.verify(repair=True).trusted
+    settled(plain)
+    assert plain.scalar(f"select count(*) from usage.{rollup} where not isfinite({bucket})") == 0
+
+
 def test_repair_of_some_days_leaves_the_rest(plain: Database) -> None:
     """A repair of a range of days mends those only, and does not turn trust on."""
     plain.execute(
