@@ -180,6 +180,8 @@ def _look(connection: Connection) -> tuple[fold.State, str | None, list[_Partiti
         if doubt is not None and (not doubt.endswith(_MENDABLE) or elsewhere):
             fold.distrust(connection, doubt)
             return None
+        if doubt is None:
+            connection.execute(SQL["note_storage"])
         return state, doubt, partitions
 
 

@@ -233,7 +233,7 @@ select case when s.sealed_until = '-infinity' and %(fresh)s
   from usage.state s
 
 -- set_fingerprint --
-update usage.state set fingerprint = usage.fingerprint()
+update usage.state set fingerprint = usage.fingerprint(), storage = usage.storage()
 
 -- distrust --
 -- Also over an earlier reason: a repair that is under way must see that this happened after it began.

@@ -179,7 +179,7 @@ select usage.uncaptured()
 -- know --
 -- From here on the fingerprint tells every further gap; trust stays off until all days are verified.
 update usage.state
-   set fingerprint = usage.fingerprint(), source_oid = to_regclass(source)::oid,
+   set fingerprint = usage.fingerprint(), storage = usage.storage(), source_oid = to_regclass(source)::oid,
        trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = '-infinity',
        repair_run = repair_run + 1
 returning distrust_reason, repair_run

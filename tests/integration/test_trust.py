@@ -12,7 +12,7 @@ from aggregator.db import connect
 from aggregator.errors import AggregatorError
 from aggregator.status import read_status
 from tests.harness import Database, Hooked
-from tests.integration.sources import doubt, fill, pending, run, settled
+from tests.integration.sources import EVENTS, doubt, fill, pending, run, settled
 
 UNSEEN = (
     "delete from {source} where note like 'event 1%'; update {source} set resource_type = 'cas' where note like 'event 2%';"
@@ -298,6 +298,67 @@ def test_partition_gone_before_it_was_looked_at(partitioned: Database, monkeypat
     monkeypatch.setattr(fold, "looking", looking)
     refresh.refresh(partitioned.own, partitioned.settings)
     settled(partitioned)
+
+
+@pytest.mark.parametrize("how", ["created", "attached"])
+def test_child_that_is_no_partition(plain: Database, how: str) -> None:
+    """What inherits from the source counts in the raw query and is not captured: read raw until it is gone, then repaired."""
+    if how == "created":
+        plain.execute(
+            "create table public.kid () inherits (public.resource_usage_log); alter table public.kid alter id set default 0"
+        )
+    else:
+        plain.execute("create table public.kid (like public.resource_usage_log including all)")
+    plain.execute(EVENTS.replace("{source}", "public.kid"))
+    plain.refresh()
+    if how == "attached":
+        assert doubt(plain) is None
+        plain.execute("alter table public.kid inherit public.resource_usage_log")
+    assert str(doubt(plain)).startswith("public.kid inherits from the source without being a partition")
+    plain.compare()
+    with pytest.raises(capture.SourceError, match="public.kid inherits from it without being a partition"):
+        plain.attach()
+    settled(plain, trusted=False)
+    assert not plain.verify(repair=True).trusted
+    plain.compare()
+    plain.execute("alter table public.kid no inherit public.resource_usage_log")
+    settled(plain, trusted=False)
+    _repair(plain)
+
+
+def test_child_while_a_refresh_runs(plain: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that comes after the refresh has looked, and goes before the next one does, leaves no wrong number."""
+    real = refresh._estimate
+
+    def patched(*arguments: Any) -> Any:
+        plain.execute("create table public.kid () inherits (public.resource_usage_log)")
+        plain.execute(
+            "insert into public.kid (id, resource_type, created_at)"
+            " select -1, 'ai', frontier + interval '1 microsecond' from usage.state"
+        )
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refresh, "_estimate", patched)
+        plain.refresh()
+    plain.compare()
+    plain.execute("drop table public.kid")
+    plain.compare()
+    _repair(plain)
+
+
+def test_source_set_unlogged(filled: Database) -> None:
+    """A source, or a leaf of it, that a crash would empty is in doubt as long as it is not logged."""
+    table = "public.events_old" if filled.source == "public.events" else filled.source
+    filled.execute(f"alter table {table} set unlogged")
+    assert str(doubt(filled)).startswith(f"{table} is not logged, so a crash empties it unseen: run ALTER TABLE")
+    filled.compare()
+    with pytest.raises(capture.SourceError, match="is unlogged or temporary|is not logged"):
+        filled.attach()
+    settled(filled, trusted=False)
+    filled.execute(f"alter table {table} set logged")
+    filled.compare()
+    _repair(filled, differences=False)
 
 
 def test_another_table_in_the_sources_place(filled: Database) -> None:
