@@ -28,6 +28,10 @@ from aggregator.settings import Settings
 SQL = sql_files.load("refresh")
 
 _SEQUENCE_BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
+_REWRITTEN = "a new partition was truncated or rewritten: run aggregator refresh"
+_OURS = (_SEQUENCE_BEHIND, _REWRITTEN)
+"""Reasons for which trust is off until a refresh has repaired all days, be it the next one."""
+
 _MENDABLE = ": run aggregator refresh"
 """How usage.fingerprint_doubt() ends of partitions that brought events along, lost some, or came and went."""
 
@@ -85,6 +89,8 @@ class _Run:
     events: int = 0
     late_changes: int = 0
     frontier: str = "-infinity"
+    waited_for: tuple[str, ...] = ()
+    """The writers that it stopped waiting for: from then on it folds late changes only."""
 
 
 def forecast(connection: Connection) -> Forecast:
@@ -120,9 +126,9 @@ def refresh(
         run = _Run(int(_scalar(connection, "begin_run")))
     try:
         _note_sequence(connection)
-        target, writers = frontier.advance_and_wait(connection, settings.wait_timeout, check)
-        notes = [] if writers else _mend(connection, settings)
-        notes += _fold_up_to(connection, settings, run, source, None if writers else target, progress, check)
+        target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
+        notes = [] if run.waited_for else _mend(connection, settings, run)
+        notes += _fold_up_to(connection, settings, run, source, target, progress, check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
@@ -132,11 +138,11 @@ def refresh(
     except BaseException as exc:
         _finish(connection, run, "failed", error=one_line(exc))
         raise
-    status: Literal["done", "partial"] = "partial" if writers else "done"
-    _finish(connection, run, status, waited_for="; ".join(writers) or None)
+    status: Literal["done", "partial"] = "partial" if run.waited_for else "done"
+    _finish(connection, run, status, waited_for="; ".join(run.waited_for) or None)
     return RefreshResult(
         run.id, status, run.frontier, run.steps, run.events, run.late_changes,
-        time.monotonic() - started, writers, tuple(notes),
+        time.monotonic() - started, run.waited_for, tuple(notes),
     )  # fmt: skip
 
 
@@ -202,6 +208,11 @@ def _gone_span(connection: Connection) -> tuple[str, str] | None:
         return connection.execute(SQL["gone_span"]).fetchone()
 
 
+def _distrust(connection: Connection, reason: str) -> None:
+    with transaction(connection):
+        fold.distrust(connection, reason)
+
+
 def _accept(connection: Connection, partitions: list[_Partition]) -> None:
     with fold.looking(connection, read_only=False):
         connection.execute(
@@ -209,29 +220,51 @@ def _accept(connection: Connection, partitions: list[_Partition]) -> None:
         )
 
 
-def _mend(connection: Connection, settings: Settings) -> list[str]:
+def _mend(connection: Connection, settings: Settings, run: _Run) -> list[str]:
     """Repair by itself what can be: a sequence that was left behind, and partitions that came, with events or without.
 
-    Runs after the wait, so no writer of before is open. What it cannot mend stays distrusted, for the operator.
+    Runs after the wait, so no writer of before is open; one that came since and stays open is noted in the run. What it
+    cannot mend stays distrusted, for the operator.
     """
     looked = fold.with_retries(lambda: _look(connection))
     if looked is None:
         return []
     state, doubt, partitions = looked
-    if state.truncated:
-        # All that is not sealed is folded anew.
-        fold.with_retries(lambda: _accept(connection, partitions))
+    try:
+        if not state.truncated:
+            return _repair(connection, settings, state, doubt, partitions)
+    except verify.WritersOpenError as exc:
+        # The reason stays, so that the next refresh tries again.
+        run.waited_for = exc.writers
         return []
-    if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND:
-        found = verify.verify(connection, settings, repair=True)
-        return [f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"]
-    notes: list[str] = []
-    if any(partition.rewritten for partition in partitions):
+    except verify.TruncatedError:
+        pass
+    # All that is not sealed is folded anew.
+    fold.with_retries(lambda: _accept(connection, partitions))
+    return []
+
+
+def _repair(
+    connection: Connection, settings: Settings, state: fold.State, doubt: str | None, partitions: list[_Partition]
+) -> list[str]:
+    """Repair what was found, or what an earlier refresh could not finish; return notes for the operator."""
+    rewritten = any(partition.rewritten for partition in partitions)
+    if rewritten:
         # Of which days the events were that went with it, nobody knows.
-        found = verify.verify(connection, settings, repair=True)
-        return [
-            f"a new partition was truncated or rewritten: {found.differences} differences of all days were repaired"
-        ]
+        fold.with_retries(lambda: _distrust(connection, _REWRITTEN))
+    elif doubt is not None or state.distrust_reason not in _OURS:
+        return _repair_partitions(connection, settings, doubt, partitions)
+    found = verify.verify(connection, settings, repair=True)
+    if state.distrust_reason == _SEQUENCE_BEHIND and not rewritten:
+        return [f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"]
+    return [f"a new partition was truncated or rewritten: {found.differences} differences of all days were repaired"]
+
+
+def _repair_partitions(
+    connection: Connection, settings: Settings, doubt: str | None, partitions: list[_Partition]
+) -> list[str]:
+    """Repair the days of partitions that came with events, and of those that came and went."""
+    notes: list[str] = []
     for partition in partitions:
         if not partition.holds_rows:
             continue
@@ -254,29 +287,31 @@ def _fold_up_to(
     settings: Settings,
     run: _Run,
     source: str,
-    target: str | None,
+    target: str,
     progress: Callable[[Progress], None],
     check: Callable[[], None],
 ) -> list[str]:
-    """Fold in steps until the frontier is at ``target`` (None: it stays) and no late change below it is left.
+    """Fold in steps until the frontier is at ``target`` (with writers open it stays) and no late change below it is left.
 
     Returns notes for the operator.
     """
-    expected = 0 if target is None else _estimate(connection, target)
+    expected = 0 if run.waited_for else _estimate(connection, target)
     notes: list[str] = []
     finished, mends = False, 0
     while not finished:
         check()
         try:
-            finished = fold.with_retries(lambda: _step(connection, settings, run, source, target))
+            finished = fold.with_retries(
+                lambda: _step(connection, settings, run, source, None if run.waited_for else target)
+            )
             mends = 0
         except _PartitionsChangedError as exc:
-            if target is None:
-                return ["a partition is new: late changes are folded when no writer is open for too long"]
+            if run.waited_for:
+                return [*notes, "a partition is new: late changes are folded when no writer is open for too long"]
             mends += 1
             if mends > _MENDS:
                 raise AggregatorError("partitions come faster than a refresh looks at them: run it again") from exc
-            notes += _mend(connection, settings)
+            notes += _mend(connection, settings, run)
         progress(Progress(run.events, max(expected, run.events), run.late_changes, run.frontier))
     return notes
 
@@ -330,6 +365,7 @@ def _start_anew(connection: Connection) -> int:
     dropped = connection.execute(SQL["drop_unsealed_late"]).rowcount
     connection.execute(SQL["drop_markers"])
     connection.execute(SQL["frontier_to_seal"])
+    connection.execute(SQL["believe_anew"], {"reasons": [verify.REPAIRING, *_OURS]})
     return dropped
 
 

@@ -28,6 +28,28 @@ SHOWN_DIFFERENCES = 1000
 """Differences that a verification names at most; all are counted."""
 
 
+REPAIRING = "a repair is under way or was interrupted: run aggregator verify --repair"
+"""Why trust is off while all days are repaired, if there was no reason before."""
+
+
+class TruncatedError(AggregatorError):
+    """A TRUNCATE is not folded yet, so there is nothing to compare with."""
+
+    def __init__(self) -> None:
+        super().__init__("the source was truncated: run aggregator refresh first")
+
+
+class WritersOpenError(AggregatorError):
+    """Writers that may have gone uncaptured are still open; ``writers`` describes them."""
+
+    def __init__(self, writers: tuple[str, ...]) -> None:
+        self.writers = writers
+        super().__init__(
+            f"writers that may have gone uncaptured are still open: {'; '.join(writers)};"
+            " run verify --repair again when they have ended"
+        )
+
+
 def parse_day(text: str, option: str) -> str:
     """Return the ISO day that a text names; raise UsageError if it is none."""
     try:
@@ -190,18 +212,14 @@ def _prepare_trust(connection: Connection, settings: Settings) -> tuple[str, int
             assert row is not None
             if row[0] is not None:
                 raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
-            row = connection.execute(
-                SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"}
-            ).fetchone()
+            row = connection.execute(SQL["know"], {"reason": REPAIRING}).fetchone()
             assert row is not None
             return str(row[0]), int(row[1])
 
     reason, run = fold.with_retries(know)
     _, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
     if writers:
-        raise AggregatorError(
-            f"writers that may have gone uncaptured are still open: {'; '.join(writers)}; run verify --repair again when they have ended"
-        )
+        raise WritersOpenError(writers)
     return reason, run
 
 
@@ -227,7 +245,7 @@ def _verify_chunk(
 ) -> tuple[int, list[Difference]]:
     with fold.snapshot(connection, source, lock_state=repair) as state:
         if state.truncated:
-            raise AggregatorError("the source was truncated: run aggregator refresh first")
+            raise TruncatedError
         days = {"from": day_from, "to": day_to}
         row = connection.execute(SQL["bounds"], days).fetchone()
         assert row is not None

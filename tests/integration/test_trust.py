@@ -136,6 +136,82 @@ def test_filled_partition_attached(partitioned: Database, before: str) -> None:
     assert partitioned.scalar("select count(*) from usage.restatement where reason = 'repaired'") > 0
 
 
+def _unknown_days(db: Database, why: str) -> None:
+    """Make something that a refresh mends by a repair of all days."""
+    if why == "rewritten":
+        _loose(db, rows=40)
+        db.execute("vacuum full public.loose")
+        db.execute(ATTACH_LOOSE)
+    else:
+        db.execute("select setval('usage.frontier_seq', (extract(epoch from now() - interval '1 day') * 1e6)::bigint)")
+
+
+@pytest.mark.parametrize("why", ["rewritten", "sequence"])
+def test_truncate_while_a_refresh_repairs(partitioned: Database, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh that a TRUNCATE overtakes at a repair folds all anew, and trusts by itself."""
+    _unknown_days(partitioned, why)
+    real = verify._next_chunk
+    todo = ["truncate public.events_old"]
+
+    def patched(*arguments: Any) -> Any:
+        chunk = real(*arguments)
+        if todo:
+            partitioned.execute(todo.pop())
+        return chunk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "_next_chunk", patched)
+        assert partitioned.refresh().status == "done"
+    assert not todo
+    partitioned.compare()
+    assert doubt(partitioned) is None
+    settled(partitioned)
+
+
+def test_truncate_leaves_other_doubts(partitioned: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where capture has a gap, folding all anew after a TRUNCATE does not turn trust on."""
+    partitioned.execute(
+        "update usage.state set trusted = false,"
+        " distrust_reason = 'a repair is under way or was interrupted: run aggregator verify --repair'"
+    )
+    partitioned.execute("alter table public.events_new disable trigger usage_delete; truncate public.events_old")
+    partitioned.refresh()
+    partitioned.compare()
+    assert doubt(partitioned) is not None
+    partitioned.execute("alter table public.events_new enable always trigger usage_delete")
+    settled(partitioned, trusted=False)
+    _repair(partitioned, differences=False)
+
+
+@pytest.mark.parametrize("why", ["rewritten", "sequence"])
+def test_writer_that_comes_before_a_repair(partitioned: Database, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh that has to repair, and meets a writer that came after its wait, is partial, names it; the next one mends."""
+    _unknown_days(partitioned, why)
+    run(partitioned, "delete from public.events where note = 'event 7'")
+    writer = partitioned.connect(autocommit=False, application_name="the slow importer")
+    real = refresh._look
+
+    def patched(*arguments: Any) -> Any:
+        writer.execute(
+            b"insert into public.events (resource_type, created_at) values ('ai', now() - interval '2 days')"
+        )
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refresh, "_look", patched)
+        result = partitioned.refresh(wait_timeout=0.3)
+    assert result.status == "partial"
+    assert f"pid {writer.info.backend_pid} (the slow importer)" in result.waited_for[0]
+    assert result.late_changes > 0
+    partitioned.compare()
+    assert doubt(partitioned) is not None
+    writer.commit()
+    partitioned.compare()
+    assert partitioned.refresh().status == "done"
+    assert doubt(partitioned) is None
+    settled(partitioned)
+
+
 def test_filled_partition_attached_beside_another_gap(partitioned: Database) -> None:
     """A new partition's repair does not hide a gap elsewhere."""
     _loose(partitioned, rows=40)
