@@ -597,6 +597,20 @@ begin
         return query values ('source', format('%s has no index that leads with created_at any more, so reads and refreshes are slow', s.source),
                              format('CREATE INDEX ON %s (created_at)', s.source));
     end if;
+
+    if s.title_source is not null then
+        select string_agg(c.name, ', ') into lacking
+          from unnest(array['id', 'title']) c (name)
+         where not exists (select from pg_attribute a
+                            where a.attrelid = to_regclass(s.title_source) and a.attname = c.name and not a.attisdropped);
+        if lacking is not null then
+            return query values (
+                'titles',
+                case when to_regclass(s.title_source) is null then format('the title table %s is gone or bears another name', s.title_source)
+                     else format('%s has no column %s any more', s.title_source, lacking) end || ', so reads that show titles fail',
+                'name it as before, or set AGGREGATOR_TITLE_TABLE (none: without titles) and run aggregator attach');
+        end if;
+    end if;
 end $$;
 comment on function usage.problems(interval, interval, bigint, numeric, interval) is
 'What is wrong, each with a stable code and what to do; no row: healthy. The limits are those of usage.health_limit or of the caller.';
