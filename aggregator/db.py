@@ -113,8 +113,12 @@ def one_line(error: BaseException) -> str:
         return f"{_READ_ONLY} ({text})"
     if isinstance(error, errors.InsufficientPrivilege):
         return f"the role lacks a privilege: {text}; see deploy/roles.sql, or connect as the owner of schema usage"
-    if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName)):
-        return f"{text}; is the schema there? run aggregator migrate, then aggregator attach"
+    missing = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction, errors.InvalidSchemaName)
+    if isinstance(error, missing):
+        # The server names what is missing in the text only.
+        ours = re.search(r'\busage(\.|" does not exist)', text)
+        advice = "is the schema there? run aggregator migrate, then aggregator attach"
+        return f"{text}; {advice if ours else 'was it renamed or dropped? aggregator status says what to do'}"
     if isinstance(error, errors.LockNotAvailable):
         return f"a lock was not to be had in time, somebody holds it: {text}; try again later"
     return text

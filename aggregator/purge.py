@@ -99,8 +99,9 @@ def purge(
     events = sum(partition.events for partition in dropped)
     progress(PurgeProgress(events, max(expected, events)))
     while True:
-        check()
-        deleted = capture.with_lock_retries(settings, lambda: _delete_batch(connection, settings, cut.instant))
+        deleted = capture.with_lock_retries(
+            settings, lambda: _delete_batch(connection, settings, cut.instant), check=check
+        )
         if deleted is None:
             break
         events += deleted
@@ -188,7 +189,7 @@ def _drop_partitions(
         try:
             if partition.droppable:
                 reason = None
-                if _drop(connection, settings, partition, instant):
+                if _drop(connection, settings, partition, instant, check):
                     dropped.append(partition)
         except (errors.InsufficientPrivilege, errors.DependentObjectsStillExist) as exc:
             reason = exc.diag.message_primary
@@ -197,7 +198,9 @@ def _drop_partitions(
     return dropped, notes
 
 
-def _drop(connection: Connection, settings: Settings, partition: Partition, instant: str) -> bool:
+def _drop(
+    connection: Connection, settings: Settings, partition: Partition, instant: str, check: Callable[[], None]
+) -> bool:
     """Drop a partition all of whose bounds lie below an instant, itself sealed; return whether it was still there.
 
     The lock on the parent keeps writers out for the moment that the catalog change takes, and for ``lock_timeout`` at
@@ -217,7 +220,7 @@ def _drop(connection: Connection, settings: Settings, partition: Partition, inst
             connection.execute(SQL["forget_partition"], {"oid": partition.oid})
             return True
 
-    return capture.with_lock_retries(settings, once)
+    return capture.with_lock_retries(settings, once, check=check)
 
 
 def _delete_batch(connection: Connection, settings: Settings, below: str) -> int | None:

@@ -2,6 +2,27 @@
 do $$ begin
     execute replace(replace(pg_get_functiondef('usage.capture()'::regprocedure), 'detail, leaf)', 'detail)'), 'detail, tg_relid)', 'detail)');
 end $$;
+create or replace function usage.fingerprint() returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_object_agg(tree.relid::oid::text, coalesce(trigger.states, '')
+               || case when tree.isleaf and not coalesce(trigger.truncate, false)
+                       then ' file ' || coalesce(pg_relation_filenode(tree.relid)::text, '-') else '' end)
+      from (select relid, isleaf
+              from usage.state s, pg_partition_tree(to_regclass(s.source))
+             union all  -- an ordinary table is no partition tree
+            select to_regclass(s.source), true
+              from usage.state s
+             where to_regclass(s.source) is not null
+               and not exists (select from pg_partition_tree(to_regclass(s.source)))) tree
+      left join lateral (
+           select string_agg(t.tgname || ' ' || t.tgenabled::text || ' ' || t.xmin::text, ', ' order by t.tgname) as states,
+                  bool_or(t.tgname = 'usage_truncate'
+                          and t.tgenabled = case (select s.capture_mode from usage.state s) when 'origin' then 'O' else 'A' end) as truncate
+             from pg_trigger t
+            where t.tgrelid = tree.relid
+              and t.tgname in ('usage_insert', 'usage_update', 'usage_delete', 'usage_truncate')) trigger on true
+$$;
 create or replace function usage.fingerprint_doubt() returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -60,6 +81,9 @@ begin
 end $$;
 drop function usage.partition_rows(oid);
 alter table usage.late_change drop column leaf;
+drop function usage.storage();
+drop function usage.source_tree();
+alter table usage.state drop column storage;
 create or replace function usage.local_day(at timestamptz, zone text) returns date
 language sql immutable parallel safe
 return case
@@ -524,6 +548,8 @@ alter table usage.refresh_run drop constraint refresh_run_status;
 alter table usage.refresh_run add constraint refresh_run_status check (status in ('running', 'done', 'partial', 'failed'));
 comment on column usage.refresh_run.status is
 'running (or killed, if its process is gone); done; partial: late changes only, a writer stayed open; failed.';
+alter table usage.monthly_collection drop constraint monthly_collection_month;
+alter table usage.monthly drop constraint monthly_month;
 alter table usage.state drop column repair_run;
 alter table usage.state drop column repair_day;
 alter table usage.state drop column version;

@@ -22,6 +22,64 @@ $$;
 comment on function usage.partition_rows(oid) is
 'What to write in FROM for the events of a partition of the source: its name, or the source restricted to it where the role may not read the partition itself.';
 
+-- Never waits for a lock that the host's DDL holds on some partition, however old. pg_partition_tree() locks every one of
+-- them, and knows the newest catalogs, as the planner does; pg_inherits is read as of this statement's snapshot.
+create function usage.source_tree() returns table (relid oid, isleaf boolean)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1ms'
+as $$
+declare
+    root oid := (select to_regclass(s.source)::oid from usage.state s);
+begin
+    return query select t.relid::oid, t.isleaf from pg_partition_tree(root) t;
+    if not found and root is not null then  -- an ordinary table is no partition tree
+        return query select root, true;
+    end if;
+exception when lock_not_available then
+    return query
+        with recursive tree as (
+            select root as relid
+            union
+            select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid where not i.inhdetachpending
+        )
+        select c.oid, c.relkind <> 'p' from tree t join pg_class c on c.oid = t.relid where c.oid = root or c.relispartition;
+end $$;
+comment on function usage.source_tree() is 'The source and its partitions by oid, and whether each is a leaf: one that holds rows itself.';
+
+-- The xmin of a trigger's catalog row changes when it is disabled and enabled again, even back to ALWAYS. A leaf
+-- without our truncate trigger (a partition made after attach), or where it does not fire, is watched by its file
+-- number instead.
+create or replace function usage.fingerprint() returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_object_agg(tree.relid::text, coalesce(trigger.states, '')
+               || case when tree.isleaf and not coalesce(trigger.truncate, false)
+                       then ' file ' || coalesce(pg_relation_filenode(tree.relid)::text, '-') else '' end)
+      from usage.source_tree() tree
+      left join lateral (
+           select string_agg(t.tgname || ' ' || t.tgenabled::text || ' ' || t.xmin::text, ', ' order by t.tgname) as states,
+                  bool_or(t.tgname = 'usage_truncate'
+                          and t.tgenabled = case (select s.capture_mode from usage.state s) when 'origin' then 'O' else 'A' end) as truncate
+             from pg_trigger t
+            where t.tgrelid = tree.relid
+              and t.tgname in ('usage_insert', 'usage_update', 'usage_delete', 'usage_truncate')) trigger on true
+$$;
+
+-- A crash empties what is UNLOGGED just then, and SET LOGGED afterwards leaves no other trace than a new file. A rewrite
+-- alone is the host's good right. Statistics begin anew after a crash, and on a promoted standby, not after a shutdown.
+create function usage.storage() returns jsonb
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object('reset', extract(epoch from pg_stat_get_bgwriter_stat_reset_time()),
+                              'files', jsonb_object_agg(tree.relid::text, pg_relation_filenode(tree.relid)))
+      from usage.source_tree() tree
+     where tree.isleaf
+$$;
+comment on function usage.storage() is
+'What would tell that a crash emptied a table of the source: when statistics began anew, and the file numbers of the leaves.';
+
+alter table usage.state add column storage jsonb;
+comment on column usage.state.storage is 'usage.storage() when a refresh last found nothing to doubt; null: not looked at yet.';
+
 create or replace function usage.fingerprint_doubt() returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -30,6 +88,7 @@ declare
     now_is   jsonb;
     relation record;
     filled   boolean;
+    found_is jsonb;
 begin
     select * into strict s from usage.state;
     if s.source is null then
@@ -40,6 +99,42 @@ begin
     end if;
     if to_regclass(s.source)::oid <> s.source_oid then
         return format('another table bears the name %s: run aggregator attach, then verify --repair', s.source);
+    end if;
+    -- What no row trigger reaches, or no crash spares. attach refuses it, but it may have come since.
+    with recursive tree as (
+        select s.source_oid as relid
+        union
+        select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid
+    )
+    select c.oid::regclass::text as name,
+           case when c.oid <> s.source_oid and not c.relispartition then 'child'
+                when c.relkind = 'f' then 'foreign' else 'unlogged' end as kind
+      into relation
+      from tree t
+      join pg_class c on c.oid = t.relid
+     where (c.oid <> s.source_oid and not c.relispartition) or c.relkind = 'f' or c.relpersistence <> 'p'
+     order by c.oid
+     limit 1;
+    if found then
+        return format(case relation.kind
+            when 'child' then '%1$s inherits from the source without being a partition, so its rows are not captured:'
+                              ' run ALTER TABLE %1$s NO INHERIT %2$s, then aggregator attach and verify --repair'
+            when 'foreign' then '%1$s is a foreign table, whose rows change unseen:'
+                                ' run ALTER TABLE %2$s DETACH PARTITION %1$s, then aggregator verify --repair'
+            else '%1$s is not logged, so a crash empties it unseen:'
+                 ' run ALTER TABLE %1$s SET LOGGED, then aggregator attach and verify --repair' end, relation.name, s.source);
+    end if;
+    -- After a TRUNCATE all is folded anew in any case.
+    if s.storage -> 'reset' <> to_jsonb(extract(epoch from pg_stat_get_bgwriter_stat_reset_time()))
+       and not exists (select from usage.truncate_marker)
+    then
+        found_is := usage.storage() -> 'files';
+        for relation in
+            select f.key::oid as oid from jsonb_each(s.storage -> 'files') f where f.value <> found_is -> f.key order by 1
+        loop
+            return format('the server crashed and %s was rewritten since the last refresh, so if it was UNLOGGED meanwhile it lost'
+                          ' events: run aggregator verify --repair', relation.oid::regclass);
+        end loop;
     end if;
     now_is := usage.fingerprint();
     for relation in
@@ -236,6 +331,15 @@ alter table usage.refresh_run add constraint refresh_run_status
     check (status in ('running', 'done', 'partial', 'failed', 'stopped'));
 comment on column usage.refresh_run.status is
 'running (or killed, if its process is gone); done; partial: late changes only, a writer stayed open; failed; stopped: by a signal, between steps.';
+
+-- Months are first days -----------------------------------------------------------------------------------------------
+
+-- NOT VALID: nothing is read under the lock, and a row that somebody moved already does not stop the upgrade; verify finds it.
+alter table usage.monthly add constraint monthly_month check (month = usage.month_of(month)) not valid;
+comment on constraint monthly_month on usage.monthly is 'A month is named by its first day: what lies elsewhere in it would count twice.';
+alter table usage.monthly_collection add constraint monthly_collection_month check (month = usage.month_of(month)) not valid;
+comment on constraint monthly_collection_month on usage.monthly_collection is
+'A month is named by its first day: what lies elsewhere in it would count twice.';
 
 -- Who is at work ----------------------------------------------------------------------------------------------------
 
@@ -830,6 +934,20 @@ begin
                         where i.indrelid = to_regclass(s.source) and i.indisvalid and i.indpred is null) then
         return query values ('source', format('%s has no index that leads with created_at any more, so reads and refreshes are slow', s.source),
                              format('CREATE INDEX ON %s (created_at)', s.source));
+    end if;
+
+    if s.title_source is not null then
+        select string_agg(c.name, ', ') into lacking
+          from unnest(array['id', 'title']) c (name)
+         where not exists (select from pg_attribute a
+                            where a.attrelid = to_regclass(s.title_source) and a.attname = c.name and not a.attisdropped);
+        if lacking is not null then
+            return query values (
+                'titles',
+                case when to_regclass(s.title_source) is null then format('the title table %s is gone or bears another name', s.title_source)
+                     else format('%s has no column %s any more', s.title_source, lacking) end || ', so reads that show titles fail',
+                'name it as before, or set AGGREGATOR_TITLE_TABLE (none: without titles) and run aggregator attach');
+        end if;
     end if;
 end $$;
 comment on function usage.problems(interval, interval, bigint, numeric, interval) is

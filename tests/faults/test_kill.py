@@ -117,14 +117,51 @@ def database(server: embedded.Server) -> Database:
     return Database(server.dsn().replace(" dbname=postgres", ""), "app", "UTC", {})
 
 
+def new_database_of(server: embedded.Server) -> Database:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute("create database app template template0 encoding 'UTF8'")
+    with psycopg.connect(server.dsn("app"), autocommit=True) as connection:
+        connection.execute(SCHEMA.encode())
+    migrations.upgrade(Settings(database_url=server.dsn("app")))  # type: ignore[arg-type]
+    return database(server)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_crash_while_the_source_is_unlogged(own_server: embedded.Server, seen: bool) -> None:
+    """A source that a crash emptied is not answered from rollups, not even if it was set logged again before anybody looked."""
+    db = new_database_of(own_server)
+    prepare(db, days=20)
+    db.attach()
+    db.refresh()
+    db.execute("alter table public.resource_usage_log set unlogged")
+    if seen:
+        db.refresh()
+    db.close()
+    own_server.stop("immediate")
+    own_server.start()
+    db = database(own_server)
+    assert db.scalar("select count(*) from public.resource_usage_log") == 0
+    assert "is not logged" in str(db.scalar("select usage.fingerprint_doubt()"))
+    db.compare()
+    db.execute("alter table public.resource_usage_log set logged")
+    db.compare()
+    db.refresh()
+    db.compare()
+    assert db.verify(repair=True).trusted
+    db.compare()
+    # A rewrite without a crash is the host's good right, and so is a shutdown.
+    db.execute("vacuum full public.resource_usage_log")
+    db.close()
+    own_server.stop("fast")
+    own_server.start()
+    db = database(own_server)
+    assert db.scalar("select usage.doubt()") is None
+    db.close()
+
+
 def test_server_crashes_at_random_moments(own_server: embedded.Server) -> None:
     """The server stops as in a crash, during capture, folds, views, verification, repair and purge; after recovery all is right."""
-    with psycopg.connect(own_server.dsn(), autocommit=True) as connection:
-        connection.execute("create database app template template0 encoding 'UTF8'")
-    with psycopg.connect(own_server.dsn("app"), autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    migrations.upgrade(Settings(database_url=own_server.dsn("app")))  # type: ignore[arg-type]
-    db = database(own_server)
+    db = new_database_of(own_server)
     prepare(db)
     db.attach()
     seed = random.SystemRandom().randrange(10**6)
