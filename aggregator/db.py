@@ -11,6 +11,7 @@ import psycopg
 from psycopg import IsolationLevel, errors
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
+from psycopg.conninfo import conninfo_to_dict
 
 from aggregator.errors import AggregatorError, UsageError
 from aggregator.settings import Settings
@@ -21,6 +22,15 @@ MINIMUM_SERVER = 150000
 """PostgreSQL 15: unique indexes with NULLS NOT DISTINCT, MERGE, triggers that clone ENABLE ALWAYS."""
 
 _TRANSACTION_TIMEOUT_SINCE = 170000
+
+_NETWORK = {
+    "connect_timeout": "15",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+"""Unless the connection string says otherwise: a server that vanished without a word (a failover) is noticed in a minute."""
 
 
 class DatabaseError(AggregatorError):
@@ -41,8 +51,10 @@ def connect(settings: Settings, *, name: str = "aggregator", autocommit: bool = 
     """
     conninfo = settings.conninfo
     try:
+        given = conninfo_to_dict(conninfo)
+        defaults: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
         connection = psycopg.connect(
-            conninfo, autocommit=autocommit, application_name=name, prepare_threshold=None, connect_timeout=15
+            conninfo, autocommit=autocommit, application_name=name, prepare_threshold=None, **defaults
         )
     except psycopg.ProgrammingError as exc:  # the connection string itself; its text may hold the password
         raise UsageError("AGGREGATOR_DATABASE_URL is no libpq URI or keyword string") from exc
@@ -113,7 +125,7 @@ def _first_line(error: BaseException) -> str:
 
 def _without_password(text: str, conninfo: str) -> str:
     try:
-        password = psycopg.conninfo.conninfo_to_dict(conninfo).get("password")
+        password = conninfo_to_dict(conninfo).get("password")
     except psycopg.ProgrammingError:
         password = None
     text = re.sub(r"(password=)\S+", r"\1…", text)
