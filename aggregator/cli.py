@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
@@ -25,7 +27,7 @@ from aggregator import scheduler as scheduling
 from aggregator import seal as sealing
 from aggregator import status as status_reading
 from aggregator import verify as verifying
-from aggregator.errors import AggregatorError, UsageError
+from aggregator.errors import AggregatorError, Stopped, UsageError
 from aggregator.settings import Settings, load_settings, parse_instant
 
 app = typer.Typer(
@@ -39,6 +41,9 @@ app = typer.Typer(
 metric_app = typer.Typer(help="What each resource type adds up.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(metric_app, name="metric")
 errors = Console(stderr=True, highlight=False)
+
+_INTERRUPTED = 130
+"""Exit code of SIGINT: also what typer makes of a KeyboardInterrupt."""
 
 DatabaseUrl = Annotated[
     str | None,
@@ -148,6 +153,7 @@ def refresh(
             return
         with _refresh_progress() as report:
             result = refreshing.refresh(connection, settings, progress=report)
+        jobs.record_refreshed(connection)
         refreshed = matviews.refresh_views(connection) if views else None
     _note(
         f"folded {result.events:,} events and {result.late_changes:,} late changes"
@@ -516,6 +522,15 @@ def demo(
 
 def main() -> None:
     """Run the command; turn every expected error into one line and an exit code."""
+    terminated = threading.Event()
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait for the database
+        terminated.set()
+        raise KeyboardInterrupt  # psycopg knows it, and cancels the statement
+
+    # Also because process 1 of a container would not notice SIGTERM at all.
+    signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except AggregatorError as exc:
@@ -524,9 +539,11 @@ def main() -> None:
     except psycopg.Error as exc:
         _note(f"aggregator: {db.one_line(exc)}", "red")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as exc:
+        if isinstance(exc, SystemExit) and exc.code != _INTERRUPTED:
+            raise
         _note("aggregator: interrupted; what was committed stays good", "red")
-        sys.exit(130)
+        sys.exit(Stopped.exit_code if terminated.is_set() else _INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import IsolationLevel, errors
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
+from psycopg.conninfo import conninfo_to_dict
 
 from aggregator.errors import AggregatorError, UsageError
 from aggregator.settings import Settings
@@ -23,6 +24,15 @@ MINIMUM_SERVER = 150000
 _TRANSACTION_TIMEOUT_SINCE = 170000
 
 _READ_ONLY = "the server is read-only (a standby?): connect to the primary"
+
+_NETWORK = {
+    "connect_timeout": "15",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+"""Unless the connection string says otherwise: a server that vanished without a word (a failover) is noticed in a minute."""
 
 
 class DatabaseError(AggregatorError):
@@ -43,13 +53,15 @@ def connect(settings: Settings, *, name: str = "aggregator", autocommit: bool = 
     """
     conninfo = settings.conninfo
     try:
+        given = conninfo_to_dict(conninfo)
+        defaults: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
         connection = psycopg.connect(
             conninfo,
             autocommit=autocommit,
             application_name=name,
             prepare_threshold=None,
-            connect_timeout=15,
             client_encoding="utf8",
+            **defaults,
         )
     except psycopg.ProgrammingError as exc:  # the connection string itself; its text may hold the password
         raise UsageError("AGGREGATOR_DATABASE_URL is no libpq URI or keyword string") from exc
@@ -132,7 +144,7 @@ def _first_line(error: BaseException) -> str:
 
 def _without_password(text: str, conninfo: str) -> str:
     try:
-        password = psycopg.conninfo.conninfo_to_dict(conninfo).get("password")
+        password = conninfo_to_dict(conninfo).get("password")
     except psycopg.ProgrammingError:
         password = None
     text = re.sub(r"(password=)\S+", r"\1…", text)

@@ -415,7 +415,7 @@ comment on function usage.refresh_view(text) is
 'Refresh a materialized view of ours, CONCURRENTLY once it has been filled: for a role that does not own it.';
 
 create function usage.analyze_changed() returns setof text
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
 as $$
 declare
     changed regclass;
@@ -430,12 +430,16 @@ begin
            and s.n_mod_since_analyze > 50 + 0.05 * greatest(c.reltuples, 0)
          order by s.relname
     loop
-        execute format('analyze %s', changed);
-        return next changed::text;
+        begin
+            execute format('analyze %s', changed);
+            return next changed::text;
+        exception when lock_not_available then  -- a VACUUM is at it: the next time will do
+            continue;
+        end;
     end loop;
 end $$;
 comment on function usage.analyze_changed() is
-'ANALYZE the rollups of which a twentieth changed since the last time; return their names.';
+'ANALYZE the rollups of which a twentieth changed since the last time, save those that a VACUUM holds; return their names.';
 
 -- Metrics: only what changes a sum costs a rebuild ----------------------------------------------------------------------
 
