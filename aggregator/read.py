@@ -135,10 +135,10 @@ def usage_overview(
     until: datetime | None = None,
     collection_id: UUID | str | None = None,
 ) -> Overview:
-    """Return the overview of [since, until), by default of the last ``days`` local days up to and beyond now.
+    """Return the overview of [since, until), by default of the last ``days`` local days, up to and beyond now.
 
     One statement in one snapshot, in the caller's transaction, which is neither committed nor rolled back. ``days`` is
-    clamped into 1-365, and ignored if ``since`` is given. Raises UsageError for a naive instant, ``since`` not before
+    clamped into 1-365, counted back from ``until`` if only that is given, and ignored if ``since`` is. Raises UsageError for a naive instant, ``since`` not before
     ``until``, or a collection_id that is no UUID, and psycopg.Error (not attached: ObjectNotInPrerequisiteState).
     """
     for name, instant in (("since", since), ("until", until)):
