@@ -17,6 +17,11 @@ def run_sql(name: str) -> None:
     # does not get its locks fails, changes nothing, and is tried again; readers do not queue up behind it for long.
     op.execute(f"SET LOCAL lock_timeout = {config.attributes.get('lock_timeout', 500)}")
     op.execute("SET LOCAL search_path = pg_catalog, pg_temp")
+    # What a DBA set for the host's statements; not all servers have the last one.
+    op.execute(
+        "SELECT set_config(s.name, '0', true) FROM pg_settings s"
+        " WHERE s.name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')"
+    )
     # A colon would be taken for a bound parameter.
     op.execute(sa.text((SQL_FOLDER / name).read_text(encoding="utf-8").replace(":", r"\:")))
 
