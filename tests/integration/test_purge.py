@@ -325,6 +325,29 @@ def test_whole_partitions_are_dropped(partitioned: Database) -> None:
     assert history(partitioned) == before
 
 
+def test_late_events_of_a_dropped_partition_still_add(partitioned: Database) -> None:
+    """The default partition takes them: they count before a refresh and after it, and when they are purged too."""
+    partitioned.refresh()
+    dropped = run(partitioned, "40d").partitions[-1]
+    total = partitioned.scalar("select sum(total_value) from usage.by_collection('-infinity')")
+    sealed = partitioned.scalar("select sealed_until from usage.state")
+    partitioned.execute(
+        "insert into public.events (collection_id, resource_type, detail, created_at)"
+        " select null, 'tts', jsonb_build_object('characters', 0.25), date_trunc('month', %s::timestamptz) - interval '20 days' from generate_series(1, 4)",
+        (sealed,),
+    )
+    assert partitioned.scalar("select to_regclass(%s) is null", (dropped,))
+    for _ in range(2):
+        assert partitioned.scalar("select sum(total_value) from usage.by_collection('-infinity')") == total + 1
+        assert partitioned.scalar("select sum(total_value) from usage.monthly_live where resource_type = 'tts'") == 1
+        compare_unsealed(partitioned)
+        partitioned.refresh()
+    assert run(partitioned, "40d").events == 4
+    assert partitioned.scalar("select sum(total_value) from usage.by_collection('-infinity')") == total + 1
+    assert partitioned.scalar("select usage.doubt()") is None
+    assert partitioned.verify().differences == 0
+
+
 def test_a_partition_that_is_in_use_is_not_waited_for(partitioned: Database) -> None:
     """A writer holds the parent: purge gives up its lock in time, says so, and nothing is lost; later it goes on."""
     writer = partitioned.connect(autocommit=False)

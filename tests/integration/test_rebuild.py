@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,33 @@ def test_an_interrupted_repair_is_taken_up_by_the_command_that_status_names(fill
     result = rebuild.rebuild(filled.own, filled.settings)
     assert (result.resumed_from, result.chunks, result.trusted) == ("2026-03-01", 2, True)
     filled.compare()
+
+
+def test_memory_is_bounded(new_database: Any) -> None:
+    """A chunk has about step_events events and the rest of a month at most, or one day; all are gone through once."""
+    db: Database = new_database(step_events=50)
+    db.attach()
+    db.execute(
+        "insert into public.resource_usage_log (resource_type, created_at)"
+        " select 'ai', timestamptz '2025-11-03 00:00+00' + n * interval '1 day' from generate_series(0, 120) n, generate_series(1, 7)"
+        " union all select 'ai', timestamptz '2026-01-20 12:00+00' from generate_series(1, 200)"
+    )
+    db.refresh()
+    chunks: list[tuple[str, str]] = []
+    db.verify(progress=lambda step: chunks.append((step.day_from, step.day_to)))
+    counts = [
+        db.execute(
+            "select count(*), %s::date - %s::date, date_trunc('month', %s::date) = date_trunc('month', %s::date - 1)"
+            " from public.resource_usage_log where created_at >= %s::date and created_at < %s::date",
+            (end, start, start, end, start, end),
+        )[0]
+        for start, end in chunks
+    ]
+    assert sum(events for events, _, _ in counts) == 121 * 7 + 200
+    assert all(events <= 50 or days == 1 for events, days, _ in counts)
+    assert all(one_month for _, _, one_month in counts)
+    assert [events for events, _, _ in counts if events > 50] == [207]
+    assert len(chunks) < 30, "a chunk is not a day"
 
 
 def test_a_range_is_rebuilt_and_no_other_day(filled: Database) -> None:

@@ -13,7 +13,20 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
-from aggregator import capture, matviews, migrations, nightly, purge, refresh, status, usage_overview, verify
+from aggregator import (
+    capture,
+    matviews,
+    metrics,
+    migrations,
+    nightly,
+    purge,
+    rebuild,
+    refresh,
+    seal,
+    status,
+    usage_overview,
+    verify,
+)
 from aggregator.db import Connection, connect
 from aggregator.settings import Settings
 from tests.harness import COLLECTIONS, SCHEMA, Database, compare, snapshot
@@ -287,3 +300,121 @@ def test_refresher_purges_partitions(by_months: Database) -> None:
     with acting(db, "usage_refresher") as connection:
         assert nightly.run(connection, db.settings.model_copy(update={"keep": keep})).errors == []
     assert db.scalar("select usage.doubt()") is None
+
+
+# What each may ------------------------------------------------------------------------------------------------------
+
+
+def test_owner_does_everything(by_months: Database) -> None:
+    """Purge, seal, metrics, rebuild and detach by an owner that is no superuser; its own partitions are dropped."""
+    db = by_months
+    history = db.execute("select * from usage.by_collection('-infinity')")
+    keep = f"{db.scalar('select now()::date - public.month(2)::date')}d"
+    with acting(db, "usage_owner") as connection:
+        assert purge.purge(connection, db.settings, keep).partitions == ("public.events_3",)
+        assert db.execute("select * from usage.by_collection('-infinity')") == history
+        seal.seal(connection, db.settings, db.scalar("select public.month(1)::date::text"))
+        assert db.execute("select * from usage.by_collection('-infinity')") == history
+        assert metrics.set_metric(connection, metrics.Metric("tts", "letters"), force=True)
+        assert rebuild.rebuild(connection, db.settings).trusted
+        db.execute(
+            "update usage.daily set total_value = total_value + 1 where day = (select max(day) from usage.daily)"
+        )
+        assert rebuild.rebuild(connection, db.settings).differences == 1
+        assert db.execute("select * from usage.by_collection('-infinity')") == history
+        assert status.read_status(connection, db.settings).sealed_until is not None
+        assert capture.detach(connection, db.settings, discard_sealed=True)
+        assert capture.attach(connection, db.settings).changed
+        refresh.refresh(connection, db.settings)
+    db.compare()
+
+
+def test_refresher_seals(by_months: Database) -> None:
+    """History whose partition somebody dropped is kept by the scheduler's role."""
+    db = by_months
+    history = db.execute("select * from usage.by_collection('-infinity')")
+    db.execute("drop table public.events_3")
+    with acting(db, "usage_refresher") as connection:
+        seal.seal(connection, db.settings, db.scalar("select public.month(2)::date::text"))
+        assert verify.read_doubt(connection) is None
+    assert db.execute("select * from usage.by_collection('-infinity')") == history
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into public.resource_usage_log (created_at) values (now())",
+        "delete from public.resource_usage_log",
+        "truncate public.resource_usage_log",
+        "drop table public.resource_usage_log",
+        "alter table public.resource_usage_log disable trigger usage_insert",
+        "drop trigger usage_insert on public.resource_usage_log",
+        "insert into usage.state default values",
+        "delete from usage.state",
+        "update usage.metric set value_key = 'other'",
+        "insert into usage.metric (resource_type) values ('other')",
+        "delete from usage.metric_history",
+        "insert into usage.job (name) values ('other')",
+        "delete from usage.view_refresh",
+        "update usage.alembic_version set version_num = '0001'",
+        "truncate usage.daily",
+        "alter table usage.daily add column other text",
+        "drop table usage.late_change",
+        "drop view usage.daily_live",
+        "refresh materialized view usage.trailing",
+        "create table usage.other ()",
+        "create or replace function usage.event() returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)"
+        " language sql as 'select null::timestamptz, null::uuid, null::text, null::jsonb'",
+        "alter function usage.capture() security invoker",
+        "drop function usage.doubt()",
+        "drop schema usage cascade",
+    ],
+)
+def test_refresher_may_not(with_roles: Database, statement: str) -> None:
+    """It changes rollups and state, and neither raw events, nor definitions, nor what is there."""
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), acting(with_roles, "usage_refresher") as connection:
+        connection.execute(statement.encode())
+
+
+def test_readers_see_raw_rows_through_nothing(with_roles: Database) -> None:
+    """Of all that usage_reader may select from or call, nothing gives raw rows; the refresher may read the source itself."""
+    db = with_roles
+    raw = {"pending", "rejected_event", "late_change", "event", "pending_event", "measured", "partition_rows"}
+    may = db.execute(
+        "select c.relname::text from pg_class c where c.relnamespace = 'usage'::regnamespace and c.relkind in ('r', 'v', 'm', 'p')"
+        " and has_table_privilege('usage_reader', c.oid, 'select')"
+        " union select p.proname::text from pg_proc p where p.pronamespace = 'usage'::regnamespace"
+        " and has_function_privilege('usage_reader', p.oid, 'execute')"
+    )
+    assert {name for (name,) in may} & raw == set()
+    assert db.scalar("select has_table_privilege('usage_refresher', 'public.resource_usage_log', 'select')")
+    assert db.execute("select privilege_type from information_schema.role_table_grants where grantee = 'usage_refresher'"
+                      " and table_schema = 'public'") == [("SELECT",)]  # fmt: skip
+
+
+@pytest.mark.parametrize("whose", ["database", "role"])
+def test_defaults_of_the_server_hurt_no_migration(owned: Callable[..., Database], whose: str) -> None:
+    """Timeouts that a DBA set for the database or the role, shorter than some statements take: migrate and attach complete."""
+    db = owned()
+    db.execute(
+        "create schema slow; grant usage on schema slow to public;"
+        "create function slow.down() returns event_trigger language plpgsql as 'begin perform pg_catalog.pg_sleep(0.6); end';"
+        "create event trigger slow on ddl_command_end when tag in ('CREATE MATERIALIZED VIEW', 'CREATE TRIGGER') execute function slow.down()"
+    )
+    target = f"database {db.name}" if whose == "database" else "role migrator"
+    for name, value in {
+        "statement_timeout": "500ms",
+        "lock_timeout": "1ms",
+        "idle_in_transaction_session_timeout": "500ms",
+        "default_transaction_isolation": "serializable",
+    }.items():
+        db.execute(f"alter {target} set {name} = '{value}'")
+    settings = as_migrator(db)
+    migrations.downgrade(settings)
+    migrations.upgrade(settings)
+    db.execute(f"alter {target} set default_transaction_read_only = 'on'")
+    with connect(settings) as connection:
+        assert capture.attach(connection, settings).changed
+    db.execute(f"alter {target} reset default_transaction_read_only")
+    db.insert("2026-03-01 00:00+00", "ai", 0, '{"tokens_in": 3}')
+    db.compare()

@@ -18,7 +18,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
-from aggregator import capture, migrations, nightly, purge, rebuild, refresh, usage_overview
+from aggregator import capture, metrics, migrations, nightly, purge, rebuild, refresh, seal, usage_overview, verify
 from aggregator.db import connect
 from aggregator.fold import NotAttachedError
 from aggregator.scheduler import Scheduler
@@ -121,8 +121,20 @@ def test_everything_through_a_transaction_pooler(pooled: tuple[Database, Setting
         assert nightly.run(connection, settings).errors == []
         db.compare()
         assert rebuild.rebuild(connection, settings).differences == 0
+        db.execute(
+            "update usage.daily set total_value = total_value + 1 where day = (select max(day) from usage.daily)"
+        )
+        assert verify.verify(connection, settings, repair=True).differences > 0
+        db.compare()
+        assert metrics.set_metric(connection, metrics.Metric("ai", "tokens_in", "tokens_in"))
+        assert rebuild.rebuild(connection, settings).trusted
+        assert metrics.set_metric(connection, metrics.Metric("ai", "tokens_in", "tokens_out"), force=True)
+        assert rebuild.rebuild(connection, settings).trusted
+        db.compare()
         before = db.execute("select * from usage.by_collection('-infinity')")
         assert purge.purge(connection, settings, "60d").events == 40
+        assert db.execute("select * from usage.by_collection('-infinity')") == before
+        seal.seal(connection, settings, db.scalar("select (now() at time zone 'UTC' - interval '30 days')::date::text"))
         assert db.execute("select * from usage.by_collection('-infinity')") == before
     log = Log()
     Scheduler(settings, log).wake("refresh")
