@@ -118,6 +118,10 @@ DEFAULT_WINDOWS: list[tuple[str, str | None, str | None]] = [
 ]
 
 
+_OF_OVERVIEW = {"by_collection": (4, "total_value"), "ai_drilldown": (6, "event_count"), "daily": (3, "total_value")}
+"""Of each section what is compared in the JSON: the oracle's column, and the key."""
+
+
 def compare(
     connection: psycopg.Connection[Any],
     zone: str,
@@ -147,6 +151,7 @@ def compare(
             arguments = "(%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid)"
             return connection.execute(query.replace("()", arguments).encode(), parameters).fetchall()
 
+        overview = ours("select usage.overview()")[0][0]
         for section, query in {
             "by_collection": "select * from usage.by_collection()",
             "ai_drilldown": "select * from usage.ai_drilldown()",
@@ -159,15 +164,23 @@ def compare(
                     f"{section} of {parameters}: {len(expected)} rows expected, {len(found)} found;"
                     f" missing {_some(expected, found)}; extra {_some(found, expected)}; state {state}"
                 )
+            position, key = _OF_OVERVIEW[section]
+            expected, found = [row[position] for row in expected], [row[key] for row in overview[section]]
+            if expected != found:
+                raise Mismatch(f"overview, {key} of {section}, of {parameters}: {expected} expected, {found} found")
     if live:
         query = ORACLE["live"].replace("{source}", source)
-        expected = connection.execute(query.encode(), {"zone": zone}).fetchall()
-        found = connection.execute(
-            b"select day::text, collection_id::text, resource_type, job_type, model_level, event_count, total_value, secondary_value"
-            b" from usage.daily_live"
-        ).fetchall()
-        if sorted(map(repr, map(_plain, expected))) != sorted(map(repr, map(_plain, found))):
-            raise Mismatch(f"daily_live: missing {_some(expected, found)}; extra {_some(found, expected)}")
+        for view, bucket, expected_query in (
+            ("daily_live", "day", query),
+            ("monthly_live", "month", ORACLE["live_months"].replace("{live}", query)),
+        ):
+            expected = connection.execute(expected_query.encode(), {"zone": zone}).fetchall()
+            found = connection.execute(
+                f"select {bucket}::text, collection_id::text, resource_type, job_type, model_level,"
+                f" event_count, total_value, secondary_value from usage.{view}".encode()
+            ).fetchall()
+            if sorted(map(repr, map(_plain, expected))) != sorted(map(repr, map(_plain, found))):
+                raise Mismatch(f"{view}: missing {_some(expected, found)}; extra {_some(found, expected)}")
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -100,3 +100,11 @@ select oracle.local_date(e.created_at, %(zone)s)::text, e.collection_id::text, o
   from {source} e
  where e.created_at is not null
  group by oracle.local_date(e.created_at, %(zone)s), 2, 3, 4, 5
+
+-- live_months --
+-- What monthly_live must show: the months of the above, which is filled in.
+select case when l.day in ('-infinity', 'infinity') then l.day else date_trunc('month', l.day::timestamp)::date::text end,
+       l.collection_id, l.resource_type, l.job_type, l.model_level,
+       sum(l.event_count)::bigint, sum(l.total_value), sum(l.secondary_value)
+  from ({live}) l (day, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value)
+ group by 1, 2, 3, 4, 5

@@ -10,17 +10,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
 from psycopg import IsolationLevel, errors
 
+from aggregator import capture, refresh, verify
 from aggregator import db as db_module
-from aggregator import refresh
+from aggregator.errors import AggregatorError
 from tests.harness import COLLECTIONS, Database, compare, snapshot
+from tests.integration.sources import PARTITIONED
 
-_EXPECTED = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
+_EXPECTED = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable, errors.CheckViolation)
+"""In writers. The last one: a partition is away just now."""
 _WINDOWS = [
     ("-infinity", None, None),
     ("now-1", None, None),
@@ -34,9 +37,12 @@ class Stress:
 
     def __init__(self, db: Database, seed: int, *, ddl: bool = False) -> None:
         self.db = db
+        self.partitioned = db.source == PARTITIONED
         self.seed = seed
         self.ddl = ddl
         self.stop = threading.Event()
+        self.ddl_turn = threading.Lock()
+        """attach is DDL as well: it waits for the source, holding partitions, and another DDL could be the victim."""
         self.failures: list[BaseException] = []
         self.counts: Counter[str] = Counter()
 
@@ -46,7 +52,7 @@ class Stress:
             *[self._write] * writers, *[self._refresh] * refreshers, *[self._read] * readers,
         ]  # fmt: skip
         if self.ddl:
-            roles.append(self._change_table)
+            roles += [self._change_partitions, self._operate] if self.partitioned else [self._change_table]
         threads = [
             threading.Thread(target=self._guard, args=(role, random.Random(f"{self.seed} {number}")), daemon=True)
             for number, role in enumerate(roles)
@@ -63,6 +69,10 @@ class Stress:
         self.db.compare(_WINDOWS)
         self.db.refresh()
         self.db.compare(_WINDOWS)
+        if self.partitioned:
+            self._mend(self.db.own)
+            assert self.db.verify(repair=True).trusted
+            self.db.compare(_WINDOWS)
         assert self.db.verify().differences == 0
 
     def _guard(self, role: Callable[[random.Random], None], rng: random.Random) -> None:
@@ -86,8 +96,11 @@ class Stress:
             while not self.stop.is_set():
                 with snapshot(connection):
                     # Before the snapshot: one that is older than a TRUNCATE or rewrite sees neither side truly.
-                    connection.execute(b"lock table public.resource_usage_log in access share mode")
-                    compare(connection, self.db.zone, _WINDOWS)
+                    if self.partitioned and self.ddl:
+                        # Nor is a partition attached for the planner's eyes only.
+                        connection.execute(f"lock table only {self.db.source} in share update exclusive mode".encode())
+                    connection.execute(f"lock table {self.db.source} in access share mode".encode())
+                    compare(connection, self.db.zone, _WINDOWS, source=self.db.source)
                     self.counts["comparisons"] += 1
 
     def _change_table(self, rng: random.Random) -> None:
@@ -110,6 +123,51 @@ class Stress:
                 # No deadlock or refusal is expected here: the host's DDL is never a victim of ours. Its own writers may be.
                 self.counts["ddl"] += 1
                 self.stop.wait(rng.random() * 0.3)
+
+    def _change_partitions(self, rng: random.Random) -> None:
+        with psycopg.connect(self.db.dsn, autocommit=True) as connection:
+            row = connection.execute(
+                b"select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_old'::regclass"
+            ).fetchone()
+            assert row is not None
+            changes = [
+                "truncate public.events_old",
+                "truncate public.events_mid_0",
+                "truncate public.events_new",
+                "select public.add_partition('events_ancient', 400, 300)",
+                "insert into public.events (resource_type, created_at) values ('ai', now() - interval '350 days')",
+                "drop table if exists public.events_ancient",
+                "begin; alter table public.events detach partition public.events_old;"
+                " delete from public.events_old where id % 2 = 0;"
+                f" alter table public.events attach partition public.events_old {row[0]}; commit",
+                "alter table public.events detach partition public.events_old",
+                f"alter table public.events attach partition public.events_old {row[0]}",
+            ]
+            while not self.stop.is_set():
+                try:
+                    with self.ddl_turn:
+                        connection.execute(rng.choice(changes).encode())
+                except (errors.DuplicateTable, errors.CheckViolation, errors.UndefinedTable, errors.WrongObjectType):
+                    # It is there, or is not, already.
+                    connection.execute(b"rollback")
+                self.counts["ddl"] += 1
+                self.stop.wait(rng.random() * 0.3)
+            with suppress(errors.WrongObjectType):
+                connection.execute(changes[-1].encode())
+
+    def _operate(self, rng: random.Random) -> None:
+        """Do what the doubts say is to be done, or trust would be off from the first detached partition on."""
+        with db_module.connect(self.db.settings) as connection:
+            while not self.stop.is_set():
+                if verify.read_doubt(connection) is not None:
+                    with suppress(AggregatorError):
+                        self._mend(connection)
+                self.stop.wait(rng.random() * 0.2)
+
+    def _mend(self, connection: db_module.Connection) -> None:
+        with self.ddl_turn:
+            capture.attach(connection, self.db.settings)
+        self.counts["repairs"] += verify.verify(connection, self.db.settings, repair=True).trusted
 
     def _write(self, rng: random.Random) -> None:
         with closing(psycopg.connect(self.db.dsn)) as connection:
@@ -154,11 +212,12 @@ class Stress:
 
     def _statement(self, connection: psycopg.Connection[Any], rng: random.Random) -> None:
         kind = rng.random()
-        pick = b"(select id from public.resource_usage_log order by hashint8(id + %s) limit %s)"
+        source = self.db.source.encode()
+        pick = b"(select id from " + source + b" order by hashint8(id + %s) limit %s)"
         if kind < 0.6:
             age = rng.choice(["0 s", "0 s", "0 s", "1 s", "-1 s", "20 ms", "1 day", "8 days", "40 days", "-1 day"])
             connection.execute(
-                b"insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+                b"insert into " + source + b" (collection_id, resource_type, detail, created_at)"
                 b" select %s, %s, %s::jsonb, clock_timestamp() - %s::interval from generate_series(1, %s)",
                 (
                     rng.choice([*COLLECTIONS[:3], None]),
@@ -172,11 +231,15 @@ class Stress:
             )
         elif kind < 0.8:
             connection.execute(
-                b"update public.resource_usage_log set created_at = clock_timestamp() - %s::interval, resource_type = 'ai'"
+                b"update " + source + b" set created_at = clock_timestamp() - %s::interval, resource_type = 'ai'"
                 b" where id in " + pick,
-                (rng.choice(["0 s", "50 ms", "3 days", "-2 s"]), rng.randint(0, 10**6), rng.randint(1, 3)),
+                (
+                    rng.choice(["0 s", "50 ms", "3 days", "15 days", "25 days", "-2 s"]),
+                    rng.randint(0, 10**6),
+                    rng.randint(1, 3),
+                ),
             )
         else:
             connection.execute(
-                b"delete from public.resource_usage_log where id in " + pick, (rng.randint(0, 10**6), rng.randint(1, 4))
+                b"delete from " + source + b" where id in " + pick, (rng.randint(0, 10**6), rng.randint(1, 4))
             )

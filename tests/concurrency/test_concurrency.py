@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.concurrency.stress import Stress
+from tests.integration.sources import PARTITIONED, PARTITIONED_DDL
 
 ROUNDS = int(os.environ.get("AGGREGATOR_STRESS_ROUNDS", "2"))
 SECONDS = 4.0
@@ -29,3 +30,18 @@ def test_many_short_runs(new_database: Any, ddl: bool) -> None:
     assert counts["comparisons"] > 0
     assert counts["refreshes"] > 0
     assert counts["transactions"] > 0
+
+
+def test_partitions_come_and_go(new_database: Any) -> None:
+    """So it is with a partitioned source whose partitions are made, truncated, detached, attached and dropped meanwhile."""
+    counts: Counter[str] = Counter()
+    for seed in range(ROUNDS):
+        db = new_database(source_table=PARTITIONED)
+        db.execute(PARTITIONED_DDL)
+        db.attach()
+        stress = Stress(db, seed, ddl=True)
+        stress.run(SECONDS, writers=3, refreshers=2, readers=1)
+        counts += stress.counts
+        db.close()
+    print(dict(counts))
+    assert min(counts[what] for what in ("comparisons", "refreshes", "transactions", "ddl", "repairs")) > 0
