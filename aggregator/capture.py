@@ -221,19 +221,12 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
                 )
             if source is None and sealed_until == "-infinity":
                 return False
-            oid = source and _scalar(connection, "select to_regclass(%(name)s)::oid", name=source)
-            if oid:
-                for _relid, name, _kind, present, _firing in connection.execute(
-                    SQL["tree"], {"oid": oid, "enabled": "A"}
-                ).fetchall():
-                    # Clones go with the source's own, which comes first.
-                    for trigger in TRIGGERS if _relid == oid else ("usage_truncate",):
-                        if trigger in present:
-                            connection.execute(
-                                sql.SQL(SQL["drop_trigger"]).format(
-                                    trigger=sql.Identifier(trigger), relation=sql.SQL(name)
-                                )
-                            )
+            # Also on what bears another name by now, or was detached from the source.
+            for relation, triggers in connection.execute(SQL["captured_relations"]).fetchall():
+                for trigger in triggers:
+                    connection.execute(
+                        sql.SQL(SQL["drop_trigger"]).format(trigger=sql.Identifier(trigger), relation=sql.SQL(relation))
+                    )
             connection.execute(SQL["set_detached"], {"discard": discard_sealed})
             delete_unsealed(connection)
             connection.execute(SQL["delete_captured"])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import psycopg
 import typer
-from rich.console import Console
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from aggregator import capture, db, jobs, matviews, migrations, read, render
+from aggregator import capture, db, jobs, matviews, migrations, read, render, terminal
 from aggregator import history as history_reading
 from aggregator import metrics as definitions
 from aggregator import purge as purging
@@ -25,20 +28,22 @@ from aggregator import scheduler as scheduling
 from aggregator import seal as sealing
 from aggregator import status as status_reading
 from aggregator import verify as verifying
-from aggregator.errors import AggregatorError, UsageError
+from aggregator.errors import AggregatorError, Stopped, UsageError
 from aggregator.settings import Settings, load_settings, parse_instant
 
 app = typer.Typer(
     name="aggregator",
     help="Exact, fast usage rollups on PostgreSQL.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 metric_app = typer.Typer(help="What each resource type adds up.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(metric_app, name="metric")
-errors = Console(stderr=True, highlight=False)
+errors = terminal.console(stderr=True)
+
+_INTERRUPTED = 130
+"""Exit code of SIGINT: also what typer makes of a KeyboardInterrupt."""
 
 DatabaseUrl = Annotated[
     str | None,
@@ -62,8 +67,12 @@ def _session(settings: Settings, command: str) -> Iterator[db.Connection]:
         yield connection
 
 
+_LONGEST_NOTE = 2000
+"""Characters: an error may quote what somebody put into the database."""
+
+
 def _note(text: str, style: str = "") -> None:
-    errors.print(text, style=style, soft_wrap=True, markup=False)
+    errors.print(Text(terminal.printable(text, _LONGEST_NOTE), style=style), soft_wrap=True)
 
 
 @app.command()
@@ -148,6 +157,7 @@ def refresh(
             return
         with _refresh_progress() as report:
             result = refreshing.refresh(connection, settings, progress=report)
+        jobs.record_refreshed(connection)
         refreshed = matviews.refresh_views(connection) if views else None
     _note(
         f"folded {result.events:,} events and {result.late_changes:,} late changes"
@@ -191,15 +201,18 @@ def schedule(
     scheduling.Scheduler(settings).run()
 
 
+def _overtaken(step: refreshing.Progress) -> bool:
+    """Return whether the planner's estimate was too low, as without statistics: then nobody knows how much is left."""
+    return step.events >= step.expected
+
+
 @contextmanager
 def _refresh_progress() -> Iterator[Callable[[refreshing.Progress], None]]:
     if not errors.is_terminal:
 
         def report_line(step: refreshing.Progress) -> None:
-            _note(
-                f"{step.events:,} of about {step.expected:,} events, {step.late_changes:,} late changes;"
-                f" frontier {step.frontier}"
-            )
+            of = "" if _overtaken(step) else f" of about {step.expected:,}"
+            _note(f"{step.events:,}{of} events, {step.late_changes:,} late changes; frontier {step.frontier}")
 
         yield report_line
         return
@@ -210,7 +223,7 @@ def _refresh_progress() -> Iterator[Callable[[refreshing.Progress], None]]:
         task = bar.add_task("events", total=None)
 
         def report_bar(step: refreshing.Progress) -> None:
-            bar.update(task, completed=step.events, total=step.expected)
+            bar.update(task, completed=step.events, total=None if _overtaken(step) else step.expected)
 
         yield report_bar
 
@@ -218,7 +231,9 @@ def _refresh_progress() -> Iterator[Callable[[refreshing.Progress], None]]:
 @app.command()
 def show(
     database_url: DatabaseUrl = None,
-    days: Annotated[int, typer.Option(help="The last N local days, clamped into 1-365.")] = 30,
+    days: Annotated[
+        int, typer.Option(help="The last N local days before --until, or before now; clamped into 1-365.")
+    ] = 30,
     since: Annotated[
         str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")
     ] = None,
@@ -226,22 +241,52 @@ def show(
     collection: Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")] = None,
     output: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
     rows: Annotated[int, typer.Option(min=0, help="Rows of a table at most, 0 for all.")] = render.SHOWN_ROWS,
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Draw the tables again so often, until Ctrl-C.")
+    ] = None,
 ) -> None:
     """Print the usage overview of a window, exact to the microsecond."""
     begin = None if since is None else parse_instant(since, "--since")
     end = None if until is None else parse_instant(until, "--until")
     if begin is not None and end is not None and begin >= end:
         raise UsageError("--since must be before --until")
+    console = terminal.console()
+    if watch is not None:
+        _check_watch(watch, output, is_terminal=console.is_terminal)
     settings = load_settings(database_url=database_url)
-    with _session(settings, "show") as connection, db.transaction(connection, read_only=True):
-        overview = read.usage_overview(connection, days=days, since=begin, until=end, collection_id=collection)
-        units = {row[0]: (row[2], row[3]) for row in connection.execute(read.SQL["metrics"]).fetchall()}
-    if output is Format.json:
-        render.show_json(sys.stdout, overview)
-    elif output is Format.csv:
-        render.show_csv(sys.stdout, overview)
-    else:
-        render.show_tables(Console(highlight=False), overview, units, rows)
+    with _session(settings, "show") as connection:
+
+        def look() -> tuple[read.Overview, render.Units]:
+            with db.transaction(connection, read_only=True):
+                found = read.usage_overview(connection, days=days, since=begin, until=end, collection_id=collection)
+                return found, {row[0]: row[2:] for row in connection.execute(read.SQL["metrics"]).fetchall()}
+
+        def tables() -> Iterator[RenderableType]:
+            return render.overview(console, *look(), rows)
+
+        if watch is not None:
+            terminal.watch(console, tables, watch)
+        elif output is Format.table:
+            terminal.print_pieces(console, tables())
+        else:
+            found, _ = look()
+            (render.show_json if output is Format.json else render.show_csv)(sys.stdout, found)
+            if not found.receipt.exact:
+                for reason in found.receipt.reasons:
+                    _note(f"NOT EXACT: {reason}", "yellow")
+
+
+_WATCH_SECONDS = (0.1, 86_400)
+
+
+def _check_watch(seconds: float, output: Format, *, is_terminal: bool) -> None:
+    least, most = _WATCH_SECONDS
+    if not least <= seconds <= most:
+        raise UsageError(f"--watch: {seconds:g} is not within {least:g} and {most:,} seconds")
+    if output is not Format.table:
+        raise UsageError("--watch draws tables: leave --format out")
+    if not is_terminal:
+        raise UsageError("--watch draws on a terminal, and the output is none: leave it out")
 
 
 @app.command()
@@ -251,9 +296,9 @@ def status(database_url: DatabaseUrl = None, as_json: Json = False) -> None:
     with _session(settings, "status") as connection:
         found = status_reading.read_status(connection, settings)
     if as_json:
-        sys.stdout.write(json.dumps(found.as_dict(), ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(render.as_json(sys.stdout, found.as_dict()))
     else:
-        render.status_table(Console(highlight=False), found)
+        render.status_table(terminal.console(), found)
     raise typer.Exit(0 if found.healthy else 1)
 
 
@@ -291,7 +336,11 @@ def rebuild(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the rollups what the raw events say, step by step; goes on where it was interrupted."""
+    """Make the rollups what the raw events say, step by step.
+
+    Interrupted while trust is off, and of all days, it goes on where it stopped. With --since or --until, or while trust
+    is on, it begins anew.
+    """
     first, last = _days(since, until)
     settings = load_settings(database_url=database_url)
     with _session(settings, "rebuild") as connection, jobs.exclusive(connection, settings, "rebuild"):
@@ -320,7 +369,7 @@ def _print_verified(result: verifying.VerifyResult, *, as_json: bool) -> None:
     if as_json:
         render.json_document(sys.stdout, result)
     else:
-        render.differences_table(Console(highlight=False), result.shown, result.differences)
+        render.differences_table(terminal.console(), result.shown, result.differences)
     if result.differences == 0:
         _note(f"equal: {result.chunks} ranges of days compared")
     else:
@@ -376,7 +425,7 @@ def purge(
         whole = f", {len(done.partitions)} whole partitions among them" if done.partitions else ""
         _note(
             f"{'would delete' if dry_run else 'deleted'} {done.events:,} events of before {done.day}{whole}:"
-            f" about {render.quantity(done.size, 'bytes')}"
+            f" about {terminal.quantity(done.size, 'bytes')}"
         )
 
 
@@ -390,7 +439,7 @@ def metric_list(database_url: DatabaseUrl = None, as_json: Json = False) -> None
         render.json_document(sys.stdout, definitions.Metrics(found, history))
         return
     names = ("type", "value key", "secondary key", "unit", "secondary unit", "label")
-    console = Console(highlight=False)
+    console = terminal.console()
     render.rows_table(console, "Metrics", names, [astuple(metric) for metric in found])
     if history:
         rows = [(*astuple(old.metric), f"before {old.valid_below}") for old in history]
@@ -464,7 +513,7 @@ def _print_preview(months: tuple[definitions.MonthChange, ...], settings: Settin
             for m in changing
         ]  # fmt: skip
         names = ("month", "events", "total", "would be", "difference", "secondary", "would be", "rejected")
-        render.rows_table(Console(highlight=False), "Totals that change", names, rows)
+        render.rows_table(terminal.console(), "Totals that change", names, rows)
     sealed = status_reading.read_status(connection, settings).sealed_until
     if sealed is not None:
         _note(f"days before {sealed} are sealed, and keep what they were added up by", "yellow")
@@ -484,7 +533,7 @@ def _rebuild_after(connection: db.Connection, settings: Settings) -> None:
 def history(
     of: Annotated[history_reading.Kind, typer.Argument(help="Of what.")] = history_reading.Kind.refreshes,
     database_url: DatabaseUrl = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest N.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="The newest N.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Print what refreshes, verifications or restatements there were, newest first."""
@@ -492,16 +541,16 @@ def history(
     with _session(settings, "history") as connection:
         found = history_reading.read_history(connection, of, limit)
     if as_json:
-        sys.stdout.write(json.dumps(found.as_dicts(), ensure_ascii=False, indent=2, default=str) + "\n")
+        sys.stdout.write(render.as_json(sys.stdout, found.as_dicts()))
     else:
-        render.rows_table(Console(highlight=False), of.value.capitalize(), found.names, found.rows)
+        render.rows_table(terminal.console(), of.value.capitalize(), found.names, found.rows)
 
 
 @app.command()
 def demo(
-    events: Annotated[int, typer.Option(min=1, help="Sample events.")] = 1_000_000,
-    days: Annotated[int, typer.Option(min=1, help="Days of history.")] = 365,
-    seed: Annotated[int, typer.Option(help="Of the sample data.")] = 1,
+    events: Annotated[int, typer.Option(min=1, max=100_000_000, help="Sample events.")] = 1_000_000,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="Days of history.")] = 365,
+    seed: Annotated[int, typer.Option(min=0, max=1_000_000_000, help="Of the sample data.")] = 1,
 ) -> None:
     """Run everything once on an embedded PostgreSQL with sample data."""
     from aggregator import demo as demonstration
@@ -512,17 +561,46 @@ def demo(
 
 def main() -> None:
     """Run the command; turn every expected error into one line and an exit code."""
+    terminated = threading.Event()
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait for the database
+        terminated.set()
+        raise KeyboardInterrupt  # psycopg knows it, and cancels the statement
+
+    # Also because process 1 of a container would not notice SIGTERM at all.
+    signal.signal(signal.SIGTERM, terminate)
     try:
-        app()
+        try:
+            app(prog_name="aggregator")
+        finally:
+            sys.stdout.flush()  # here, where a full disk is still an error like others
     except AggregatorError as exc:
-        _note(f"aggregator: {exc}", "red")
-        sys.exit(exc.exit_code)
+        _fail(str(exc), exc.exit_code)
     except psycopg.Error as exc:
-        _note(f"aggregator: {db.one_line(exc)}", "red")
+        _fail(db.one_line(exc), 1)
+    except UnicodeEncodeError as exc:
+        _fail(f"the output cannot be written in {exc.encoding}: set PYTHONIOENCODING=utf-8", 1)
+    except BrokenPipeError:  # the reader has what it wanted
+        _drop_output()
         sys.exit(1)
-    except KeyboardInterrupt:
-        _note("aggregator: interrupted; what was committed stays good", "red")
-        sys.exit(130)
+    except OSError as exc:
+        _drop_output()
+        _fail(str(exc), 1)
+    except (KeyboardInterrupt, SystemExit) as exc:
+        if isinstance(exc, SystemExit) and exc.code != _INTERRUPTED:
+            raise
+        _fail("interrupted; what was committed stays good", Stopped.exit_code if terminated.is_set() else _INTERRUPTED)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    _note(f"aggregator: {text}", "red")
+    sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: the interpreter would try once more at its end, with a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

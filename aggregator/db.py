@@ -11,6 +11,7 @@ import psycopg
 from psycopg import IsolationLevel, errors
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
+from psycopg.conninfo import conninfo_to_dict
 
 from aggregator.errors import AggregatorError, UsageError
 from aggregator.settings import Settings
@@ -23,6 +24,15 @@ MINIMUM_SERVER = 150000
 _TRANSACTION_TIMEOUT_SINCE = 170000
 
 _READ_ONLY = "the server is read-only (a standby?): connect to the primary"
+
+_NETWORK = {
+    "connect_timeout": "15",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+"""Unless the connection string says otherwise: a server that vanished without a word (a failover) is noticed in a minute."""
 
 
 class DatabaseError(AggregatorError):
@@ -43,13 +53,15 @@ def connect(settings: Settings, *, name: str = "aggregator", autocommit: bool = 
     """
     conninfo = settings.conninfo
     try:
+        given = conninfo_to_dict(conninfo)
+        defaults: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
         connection = psycopg.connect(
             conninfo,
             autocommit=autocommit,
             application_name=name,
             prepare_threshold=None,
-            connect_timeout=15,
             client_encoding="utf8",
+            **defaults,
         )
     except psycopg.ProgrammingError as exc:  # the connection string itself; its text may hold the password
         raise UsageError("AGGREGATOR_DATABASE_URL is no libpq URI or keyword string") from exc
@@ -113,8 +125,12 @@ def one_line(error: BaseException) -> str:
         return f"{_READ_ONLY} ({text})"
     if isinstance(error, errors.InsufficientPrivilege):
         return f"the role lacks a privilege: {text}; see deploy/roles.sql, or connect as the owner of schema usage"
-    if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.InvalidSchemaName)):
-        return f"{text}; is the schema there? run aggregator migrate, then aggregator attach"
+    missing = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction, errors.InvalidSchemaName)
+    if isinstance(error, missing):
+        # The server names what is missing in the text only.
+        ours = re.search(r'\busage(\.|" does not exist)', text)
+        advice = "is the schema there? run aggregator migrate, then aggregator attach"
+        return f"{text}; {advice if ours else 'was it renamed or dropped? aggregator status says what to do'}"
     if isinstance(error, errors.LockNotAvailable):
         return f"a lock was not to be had in time, somebody holds it: {text}; try again later"
     return text
@@ -128,7 +144,7 @@ def _first_line(error: BaseException) -> str:
 
 def _without_password(text: str, conninfo: str) -> str:
     try:
-        password = psycopg.conninfo.conninfo_to_dict(conninfo).get("password")
+        password = conninfo_to_dict(conninfo).get("password")
     except psycopg.ProgrammingError:
         password = None
     text = re.sub(r"(password=)\S+", r"\1…", text)

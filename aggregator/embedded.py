@@ -16,10 +16,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from aggregator.errors import AggregatorError
+
+PORT = 5432
+"""Only names the socket in the server's folder; said everywhere, since PGPORT might say another."""
 
 START_TIMEOUT_SECONDS = 120
 """How long a start may take, crash recovery included."""
@@ -75,6 +79,7 @@ class Server:
             for name, value in {
                 "listen_addresses": "''",
                 "unix_socket_directories": f"'{self.folder}'",
+                "port": str(PORT),
                 **self.settings,
             }.items():
                 conf.write(f"{name} = {value}\n")
@@ -84,6 +89,7 @@ class Server:
         result = subprocess.run(
             [str(self.bin / program), *arguments],
             user=self.user,
+            start_new_session=True,  # or a terminal's Ctrl-C would reach it too
             cwd=self.folder,
             env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": str(self.folder)},
             stdout=subprocess.PIPE,
@@ -94,7 +100,7 @@ class Server:
             check=False,
         )
         if result.returncode:
-            raise EmbeddedServerError(f"{program} failed: {result.stdout.strip()}")
+            raise EmbeddedServerError(f"{program} failed: {'; '.join(result.stdout.strip().splitlines())}")
         return result.stdout
 
     def start(self) -> None:
@@ -104,8 +110,8 @@ class Server:
             self.run("pg_ctl", "-D", str(self.data), "-l", str(log), "-t", str(START_TIMEOUT_SECONDS), "-w", "start",
                      timeout=START_TIMEOUT_SECONDS + 10)  # fmt: skip
         except EmbeddedServerError as exc:
-            tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
-            raise EmbeddedServerError(f"the embedded PostgreSQL did not start: {exc}\n{tail}") from exc
+            last = log.read_text(errors="replace").splitlines()[-5:] if log.exists() else []
+            raise EmbeddedServerError(f"the embedded PostgreSQL did not start: {'; '.join([str(exc), *last])}") from exc
 
     def pid(self) -> int | None:
         """Return the postmaster's process id, or None if it has none."""
@@ -127,7 +133,7 @@ class Server:
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         """Return a libpq connection string for a database of this server."""
-        return f"host={self.folder} user={user} dbname={database}"
+        return f"host={self.folder} port={PORT} user={user} dbname={database}"
 
     def remove(self) -> None:
         """Stop the server and delete its folder."""
@@ -136,11 +142,38 @@ class Server:
 
 
 @contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the block is over; outside the main thread they go elsewhere anyway.
+
+    A server's programs that are cut short leave processes and files behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.signal(number, lambda came, _frame: held.append(came)) for number in _HELD}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
 def temporary_server(bin_dir: Path | None = None, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Start a server in a temporary folder, and remove both at the end."""
-    server = Server(bin_dir, settings)
+    server: Server | None = None
     try:
-        server.start()
+        with _signals_held():
+            server = Server(bin_dir, settings)
+            server.start()
         yield server
     finally:
-        server.remove()
+        if server is not None:
+            with _signals_held():
+                server.remove()

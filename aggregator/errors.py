@@ -16,6 +16,8 @@ class UsageError(AggregatorError):
 class Stopped(AggregatorError):  # noqa: N818 -- it is no error
     """Told to stop: what was committed stays good, and a next run goes on from there."""
 
+    exit_code = 143  # as a shell says of SIGTERM
+
     def __init__(self) -> None:
         super().__init__("stopped by a signal; what was committed stays good")
 

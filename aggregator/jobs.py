@@ -38,6 +38,7 @@ def claim(
     """Take a lease by a statement of jobs.sql; return its holder's name and what the statement returned, or None."""
     holder = f"{what} on {socket.gethostname()}, process {os.getpid()} ({uuid.uuid4().hex[:8]})"
     with transaction(connection, lock_timeout=settings.lock_timeout):
+        connection.execute(SQL["shorten"], {"lease": LEASE})
         row = connection.execute(SQL[block], {"holder": holder, "lease": LEASE, **parameters}).fetchone()
     return None if row is None else (holder, row[0])
 
@@ -105,8 +106,12 @@ def record_done(connection: Connection, name: str, done_for: str | None = None) 
     """Note that a job went well."""
     with transaction(connection):
         connection.execute(SQL["done"], {"name": name, "done_for": done_for})
-        if name == "nightly":
-            connection.execute(SQL["refreshed"])
+
+
+def record_refreshed(connection: Connection) -> None:
+    """Note that somebody else than a scheduler's refresh has refreshed: it is not due for an interval, and no failure any more."""
+    with transaction(connection):
+        connection.execute(SQL["refreshed"])
 
 
 def record_failed(connection: Connection, name: str, error: str, *, first: float, longest: float) -> float:

@@ -2,6 +2,8 @@
 
 A change of a key turns trust off in its own transaction (a trigger on ``usage.metric``), so readers read raw, by the new
 definition, until a rebuild has made the rollups so. Sealed history keeps the old definition: its raw events may be gone.
+So late events of sealed days add by that one too (``usage.metric_definition``), and a receipt says where sums are of both.
+A unit or a label alone is another name for the same sums, sealed ones too.
 """
 
 from __future__ import annotations
@@ -215,8 +217,13 @@ def _change(connection: Connection, resource_type: str, new: Metric | None) -> b
             old = _require(known, resource_type)
         elif new == old:
             return False
-        if (old or Metric(resource_type)).keys != (new or Metric(resource_type)).keys:
+        value_key, secondary_key = keys = (new or Metric(resource_type)).keys
+        if (old or Metric(resource_type)).keys != keys:
             connection.execute(SQL["keep_old"], {"type": resource_type})
+            connection.execute(
+                SQL["forget_restored"],
+                {"type": resource_type, "value_key": value_key, "secondary_key": secondary_key},
+            )
         if new is None:
             connection.execute(SQL["remove"], {"type": resource_type})
         else:

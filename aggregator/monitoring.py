@@ -76,6 +76,7 @@ class _StatusCollector(Collector):
         yield from gauge("pending_changes", "Late changes waiting for a refresh.", status.pending_changes)
         yield from gauge("tail_events", "Events from the frontier on, counted up to 100001.", status.tail_events)
         yield from gauge("rejected_share", "Share of the last 30 days' events with a value that is no number.", status.rejected_share)  # fmt: skip
+        yield from gauge("rejected_values", "Values in the rollups that are no numbers and count as 0.", status.rejected_values)  # fmt: skip
         yield from gauge("last_refresh_timestamp_seconds", "When a refresh last went well.", status.last_refreshed_seconds)  # fmt: skip
         yield from gauge(
             "last_verification_timestamp_seconds", "When days were last found equal.", status.last_verified_seconds

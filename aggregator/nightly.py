@@ -83,7 +83,7 @@ def run(
         row = connection.execute(SQL["prune"], {"days": settings.keep_history_days}).fetchone()
         assert row is not None
         result.pruned = row[0]
-    with part("analyze"), transaction(connection, lock_timeout=settings.lock_timeout):
+    with part("analyze"), transaction(connection):
         result.analyzed = tuple(name for (name,) in connection.execute(SQL["analyze"]).fetchall())
     result.seconds = time.monotonic() - began
     return result
@@ -91,6 +91,7 @@ def run(
 
 def _refresh(connection: Connection, settings: Settings, result: NightlyResult, check: Callable[[], None]) -> None:
     found = refresh.refresh(connection, settings, check=check)
+    jobs.record_refreshed(connection)
     result.events, result.late_changes = found.events, found.late_changes
     result.partial = found.status == "partial"
     result.notes += [*found.notes, *(f"left the tail raw, since a writer is open: {name}" for name in found.waited_for)]

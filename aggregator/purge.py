@@ -90,7 +90,8 @@ def purge(
         return Purged(cut.day, 0, (), 0, cut.oldest, dry_run, ("nothing to purge: no event is that old",))
     expected, size, partitions = fold.with_retries(lambda: _measure(connection, cut.instant))
     if dry_run:
-        return Purged(cut.day, expected, tuple(p.name for p in partitions), size, cut.oldest, True, ())
+        refusal = _refusal(connection, cut)
+        return Purged(cut.day, expected, tuple(p.name for p in partitions), size, cut.oldest, True, refusal)
     if not cut.sealed:
         _seal(connection, settings, days, check)
     seal.set_sequence(connection)
@@ -98,8 +99,9 @@ def purge(
     events = sum(partition.events for partition in dropped)
     progress(PurgeProgress(events, max(expected, events)))
     while True:
-        check()
-        deleted = capture.with_lock_retries(settings, lambda: _delete_batch(connection, settings, cut.instant))
+        deleted = capture.with_lock_retries(
+            settings, lambda: _delete_batch(connection, settings, cut.instant), check=check
+        )
         if deleted is None:
             break
         events += deleted
@@ -114,14 +116,23 @@ def _cut(connection: Connection, days: int) -> _Cut:
         return _Cut(*row)
 
 
+def _refusal(connection: Connection, cut: _Cut) -> tuple[str, ...]:
+    """Say that a purge would be refused now, and why, if it would."""
+    doubt = verify.read_doubt(connection)
+    # What a refresh mends is mended by the one that a purge begins with, unless it goes on below a seal.
+    if doubt is None or (not cut.sealed and doubt.endswith(refresh.MENDABLE)):
+        return ()
+    return (f"purge would be refused, for the rollups may not be believed: {doubt}",)
+
+
 def _measure(connection: Connection, instant: str) -> tuple[int, int, list[Partition]]:
     """Return how many events lie below an instant, in how many bytes, and which whole partitions."""
     with fold.looking(connection):
         events = _scalar(connection, "count_below", seal=instant)
         rows = connection.execute(SQL["whole_partitions"], {"seal": instant}).fetchall()
         partitions = []
-        for name, oid, total, droppable in rows:
-            row = connection.execute(sql.SQL(SQL["count_partition"]).format(partition=sql.SQL(name))).fetchone()
+        for name, oid, total, droppable, events_of_it in rows:
+            row = connection.execute(sql.SQL(SQL["count_partition"]).format(partition=sql.SQL(events_of_it))).fetchone()
             assert row is not None
             partitions.append(Partition(name, oid, total, row[0], droppable))
         rest = events - sum(partition.events for partition in partitions)
@@ -178,7 +189,7 @@ def _drop_partitions(
         try:
             if partition.droppable:
                 reason = None
-                if _drop(connection, settings, partition, instant):
+                if _drop(connection, settings, partition, instant, check):
                     dropped.append(partition)
         except (errors.InsufficientPrivilege, errors.DependentObjectsStillExist) as exc:
             reason = exc.diag.message_primary
@@ -187,7 +198,9 @@ def _drop_partitions(
     return dropped, notes
 
 
-def _drop(connection: Connection, settings: Settings, partition: Partition, instant: str) -> bool:
+def _drop(
+    connection: Connection, settings: Settings, partition: Partition, instant: str, check: Callable[[], None]
+) -> bool:
     """Drop a partition all of whose bounds lie below an instant, itself sealed; return whether it was still there.
 
     The lock on the parent keeps writers out for the moment that the catalog change takes, and for ``lock_timeout`` at
@@ -207,7 +220,7 @@ def _drop(connection: Connection, settings: Settings, partition: Partition, inst
             connection.execute(SQL["forget_partition"], {"oid": partition.oid})
             return True
 
-    return capture.with_lock_retries(settings, once)
+    return capture.with_lock_retries(settings, once, check=check)
 
 
 def _delete_batch(connection: Connection, settings: Settings, below: str) -> int | None:

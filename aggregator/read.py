@@ -64,9 +64,9 @@ class DailyUsage:
 class Receipt:
     """What the statement read, and how far it can be believed.
 
-    ``frontier`` and ``lag`` are None before the first refresh. ``exact`` is False only where a window cuts a sealed day;
-    ``reasons`` say why, and why a read was slow. Rows are those read for all sections; ``pending_changes`` are the late
-    changes among them.
+    ``frontier`` and ``lag`` are None before the first refresh. ``exact`` is False only where a window cuts a sealed day, or
+    reaches days that were sealed with another definition of a metric; ``reasons`` say why, and why a read was slow. Rows
+    are those read for all sections; ``pending_changes`` are the late changes among them.
     """
 
     as_of: datetime
@@ -134,10 +134,10 @@ def usage_overview(
     until: datetime | None = None,
     collection_id: UUID | str | None = None,
 ) -> Overview:
-    """Return the overview of [since, until), by default of the last ``days`` local days up to and beyond now.
+    """Return the overview of [since, until), by default of the last ``days`` local days, up to and beyond now.
 
     One statement in one snapshot, in the caller's transaction, which is neither committed nor rolled back. ``days`` is
-    clamped into 1-365, and ignored if ``since`` is given. Raises UsageError for a naive instant, ``since`` not before
+    clamped into 1-365, counted back from ``until`` if only that is given, and ignored if ``since`` is. Raises UsageError for a naive instant, ``since`` not before
     ``until``, or a collection_id that is no UUID, and psycopg.Error (not attached: ObjectNotInPrerequisiteState).
     """
     parameters = bound_parameters(days=days, since=since, until=until, collection_id=collection_id)

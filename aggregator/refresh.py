@@ -28,8 +28,13 @@ from aggregator.settings import Settings
 SQL = sql_files.load("refresh")
 
 _SEQUENCE_BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
-_MENDABLE = ": run aggregator refresh"
-"""How usage.fingerprint_doubt() ends of partitions that brought events along, lost some, or came and went."""
+_REWRITTEN = "a new partition was truncated or rewritten: run aggregator refresh"
+_OURS = (_SEQUENCE_BEHIND, _REWRITTEN)
+"""Reasons for which trust is off until a refresh has repaired all days, be it the next one."""
+
+MENDABLE = ": run aggregator refresh"
+"""How a doubt ends that a refresh mends: of partitions that brought events along, lost some, or came and went; a TRUNCATE; a
+sequence left behind."""
 
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
@@ -85,6 +90,8 @@ class _Run:
     events: int = 0
     late_changes: int = 0
     frontier: str = "-infinity"
+    waited_for: tuple[str, ...] = ()
+    """The writers that it stopped waiting for: from then on it folds late changes only."""
 
 
 def forecast(connection: Connection) -> Forecast:
@@ -120,9 +127,9 @@ def refresh(
         run = _Run(int(_scalar(connection, "begin_run")))
     try:
         fold.with_retries(lambda: _note_sequence(connection), check)
-        target, writers = frontier.advance_and_wait(connection, settings.wait_timeout, check)
-        notes = [] if writers else _mend(connection, settings)
-        notes += _fold_up_to(connection, settings, run, source, None if writers else target, progress, check)
+        target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
+        notes = [] if run.waited_for else _mend(connection, settings, run, check)
+        notes += _fold_up_to(connection, settings, run, source, target, progress, check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
@@ -132,11 +139,11 @@ def refresh(
     except BaseException as exc:
         _finish(connection, run, "failed", error=one_line(exc))
         raise
-    status: Literal["done", "partial"] = "partial" if writers else "done"
-    _finish(connection, run, status, waited_for="; ".join(writers) or None)
+    status: Literal["done", "partial"] = "partial" if run.waited_for else "done"
+    _finish(connection, run, status, waited_for="; ".join(run.waited_for) or None)
     return RefreshResult(
         run.id, status, run.frontier, run.steps, run.events, run.late_changes,
-        time.monotonic() - started, writers, tuple(notes),
+        time.monotonic() - started, run.waited_for, tuple(notes),
     )  # fmt: skip
 
 
@@ -177,9 +184,11 @@ def _look(connection: Connection) -> tuple[fold.State, str | None, list[_Partiti
         rows = connection.execute(SQL["new_partitions"]).fetchall()
         partitions = [_Partition(*row[:4]) for row in rows]
         elsewhere = any(rewritten and gap for *_, rewritten, gap in rows)
-        if doubt is not None and (not doubt.endswith(_MENDABLE) or elsewhere):
+        if doubt is not None and (not doubt.endswith(MENDABLE) or elsewhere):
             fold.distrust(connection, doubt)
             return None
+        if doubt is None:
+            connection.execute(SQL["note_storage"])
         return state, doubt, partitions
 
 
@@ -189,8 +198,8 @@ def _partition_span(connection: Connection, oid: str) -> tuple[str, str, str] | 
         row = connection.execute(SQL["partition_name"], {"oid": oid}).fetchone()
         if row is None:
             return None
-        name = row[0]
-        row = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(name))).fetchone()
+        name, rows = row
+        row = connection.execute(sql.SQL(SQL["partition_span"]).format(partition=sql.SQL(rows))).fetchone()
         return None if row is None or row[0] is None else (name, row[0], row[1])
 
 
@@ -200,6 +209,11 @@ def _gone_span(connection: Connection) -> tuple[str, str] | None:
         return connection.execute(SQL["gone_span"]).fetchone()
 
 
+def _distrust(connection: Connection, reason: str) -> None:
+    with transaction(connection):
+        fold.distrust(connection, reason)
+
+
 def _accept(connection: Connection, partitions: list[_Partition]) -> None:
     with fold.looking(connection, read_only=False):
         connection.execute(
@@ -207,40 +221,71 @@ def _accept(connection: Connection, partitions: list[_Partition]) -> None:
         )
 
 
-def _mend(connection: Connection, settings: Settings) -> list[str]:
+def _mend(connection: Connection, settings: Settings, run: _Run, check: Callable[[], None]) -> list[str]:
     """Repair by itself what can be: a sequence that was left behind, and partitions that came, with events or without.
 
-    Runs after the wait, so no writer of before is open. What it cannot mend stays distrusted, for the operator.
+    Runs after the wait, so no writer of before is open; one that came since and stays open is noted in the run. What it
+    cannot mend stays distrusted, for the operator.
     """
     looked = fold.with_retries(lambda: _look(connection))
     if looked is None:
         return []
     state, doubt, partitions = looked
-    if state.truncated:
-        # All that is not sealed is folded anew.
-        fold.with_retries(lambda: _accept(connection, partitions))
+    try:
+        if not state.truncated:
+            return _repair(connection, settings, state, doubt, partitions, check)
+    except verify.WritersOpenError as exc:
+        # The reason stays, so that the next refresh tries again.
+        run.waited_for = exc.writers
         return []
-    if doubt is None and state.distrust_reason == _SEQUENCE_BEHIND:
-        found = verify.verify(connection, settings, repair=True)
-        return [f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"]
-    notes: list[str] = []
-    if any(partition.rewritten for partition in partitions):
+    except verify.TruncatedError:
+        pass
+    # All that is not sealed is folded anew.
+    fold.with_retries(lambda: _accept(connection, partitions))
+    return []
+
+
+def _repair(
+    connection: Connection,
+    settings: Settings,
+    state: fold.State,
+    doubt: str | None,
+    partitions: list[_Partition],
+    check: Callable[[], None],
+) -> list[str]:
+    """Repair what was found, or what an earlier refresh could not finish; return notes for the operator."""
+    rewritten = any(partition.rewritten for partition in partitions)
+    if rewritten:
         # Of which days the events were that went with it, nobody knows.
-        found = verify.verify(connection, settings, repair=True)
-        return [
-            f"a new partition was truncated or rewritten: {found.differences} differences of all days were repaired"
-        ]
+        fold.with_retries(lambda: _distrust(connection, _REWRITTEN))
+    elif doubt is not None or state.distrust_reason not in _OURS:
+        return _repair_partitions(connection, settings, doubt, partitions, check)
+    found = verify.verify(connection, settings, repair=True, check=check)
+    if state.distrust_reason == _SEQUENCE_BEHIND and not rewritten:
+        return [f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"]
+    return [f"a new partition was truncated or rewritten: {found.differences} differences of all days were repaired"]
+
+
+def _repair_partitions(
+    connection: Connection,
+    settings: Settings,
+    doubt: str | None,
+    partitions: list[_Partition],
+    check: Callable[[], None],
+) -> list[str]:
+    """Repair the days of partitions that came with events, and of those that came and went."""
+    notes: list[str] = []
     for partition in partitions:
         if not partition.holds_rows:
             continue
         new = fold.with_retries(lambda oid=partition.oid: _partition_span(connection, oid))  # type: ignore[misc]
         if new is not None:
             name, since, until = new
-            found = verify.verify(connection, settings, repair=True, since=since, until=until)
+            found = verify.verify(connection, settings, repair=True, since=since, until=until, check=check)
             notes.append(f"partition {name} is new: {found.differences} differences in its days were repaired")
     gone = fold.with_retries(lambda: _gone_span(connection)) if doubt is not None else None
     if gone is not None:
-        found = verify.verify(connection, settings, repair=True, since=gone[0], until=gone[1])
+        found = verify.verify(connection, settings, repair=True, since=gone[0], until=gone[1], check=check)
         notes.append(f"a partition came and went: {found.differences} differences in its days were repaired")
     if partitions:
         fold.with_retries(lambda: _accept(connection, partitions))
@@ -252,29 +297,31 @@ def _fold_up_to(
     settings: Settings,
     run: _Run,
     source: str,
-    target: str | None,
+    target: str,
     progress: Callable[[Progress], None],
     check: Callable[[], None],
 ) -> list[str]:
-    """Fold in steps until the frontier is at ``target`` (None: it stays) and no late change below it is left.
+    """Fold in steps until the frontier is at ``target`` (with writers open it stays) and no late change below it is left.
 
     Returns notes for the operator.
     """
-    expected = 0 if target is None else _estimate(connection, target)
+    expected = 0 if run.waited_for else _estimate(connection, target)
     notes: list[str] = []
     finished, mends = False, 0
     while not finished:
         check()
         try:
-            finished = fold.with_retries(lambda: _step(connection, settings, run, source, target), check)
+            finished = fold.with_retries(
+                lambda: _step(connection, settings, run, source, None if run.waited_for else target), check
+            )
             mends = 0
         except _PartitionsChangedError as exc:
-            if target is None:
-                return ["a partition is new: late changes are folded when no writer is open for too long"]
+            if run.waited_for:
+                return [*notes, "a partition is new: late changes are folded when no writer is open for too long"]
             mends += 1
             if mends > _MENDS:
                 raise AggregatorError("partitions come faster than a refresh looks at them: run it again") from exc
-            notes += _mend(connection, settings)
+            notes += _mend(connection, settings, run, check)
         progress(Progress(run.events, max(expected, run.events), run.late_changes, run.frontier))
     return notes
 
@@ -328,6 +375,7 @@ def _start_anew(connection: Connection) -> int:
     dropped = connection.execute(SQL["drop_unsealed_late"]).rowcount
     connection.execute(SQL["drop_markers"])
     connection.execute(SQL["frontier_to_seal"])
+    connection.execute(SQL["believe_anew"], {"reasons": [verify.REPAIRING, *_OURS]})
     return dropped
 
 

@@ -1,8 +1,9 @@
 """The scheduler: a refresh every few minutes and the nightly run, in the foreground, for years.
 
-APScheduler wakes it up; what is due, and who does it, the database says (``usage.job``): so several schedulers on several
-hosts do the work once, a nightly run that was missed is caught up at the next waking, and clocks of hosts do not matter. A
-run that fails is tried again after a pause that doubles, and never ends the scheduler. One log line for each run.
+APScheduler wakes it up, and where the host's clock stepped back a watch does; what is due, and who does it, the database
+says (``usage.job``): so several schedulers on several hosts do the work once, a nightly run that was missed is caught up at
+the next waking, and clocks of hosts do not matter. Each job has a worker, so that a long nightly run keeps no refresh
+waiting. A run that fails is tried again after a pause that doubles, and never ends the scheduler. One log line for each run.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -33,12 +35,16 @@ from aggregator.errors import AggregatorError, Stopped
 from aggregator.monitoring import Monitor
 from aggregator.settings import Settings
 
-JobName = Literal["refresh", "nightly"]
+JobName = Literal["nightly", "refresh"]
+JOBS: tuple[JobName, ...] = get_args(JobName)
 
 _FIRST_PAUSE = 5.0
 """Seconds after a first failure; then twice as long each time, up to the interval of refreshes (nightly: an hour)."""
 
 _LONGEST_NIGHTLY_PAUSE = 3600.0
+_MISSED = 1.5
+"""Intervals after which a worker that nobody woke is woken by the watch."""
+
 _STALLED = 3
 """Wake-ups that may be missed before the scheduler says that it is not alive, while no run is under way."""
 
@@ -63,9 +69,14 @@ def make_logger(log_format: Literal["text", "json"]) -> structlog.stdlib.BoundLo
 
 
 @dataclass
-class _Alive:
+class _Worker:
+    """One job's thread: written by it alone, read by the watch and the health endpoint."""
+
     woke_at: float
+    """By time.monotonic(), when it last ended; at the start, when it was made."""
     at_work: bool = False
+    failures: int = 0
+    """In a row, of attempts to get at the database."""
 
 
 class Scheduler:
@@ -75,12 +86,11 @@ class Scheduler:
         self._settings = settings
         self._log = logger or make_logger(settings.log_format)
         self._stop = threading.Event()
-        self._alive = _Alive(time.monotonic())
-        self._failures = 0
+        self._workers: dict[JobName, _Worker] = {job: _Worker(time.monotonic()) for job in JOBS}
         self._limits_saved = False
         self.monitor = Monitor(settings, self._is_alive)
         self._clock = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(max_workers=1)},
+            executors={job: ThreadPoolExecutor(max_workers=1) for job in JOBS},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone=timezone.utc,
         )
@@ -92,54 +102,62 @@ class Scheduler:
         """
         settings = self._settings
         _ = settings.conninfo  # raises without a database
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: self.stop())
+        self.stop_at(signal.SIGTERM, signal.SIGINT)
         port = self.monitor.start()
         self._log.info(
             "scheduler started", pid=os.getpid(), refresh_every=settings.refresh_every, nightly_at=settings.nightly_at,
             **({} if port is None else {"metrics": f"{settings.metrics_host}:{port}"}),
         )  # fmt: skip
-        self._clock.add_job(
-            self.wake,
-            IntervalTrigger(seconds=settings.refresh_every),
-            id="wake",
-            next_run_time=datetime.now(timezone.utc),
-        )
-        # A scheduler that was killed on this host may have left a lease behind.
-        self._wake_in(jobs.LEASE + 1)
+        for job in JOBS:
+            self._wake_from_now_on(job)
+            # A scheduler that was killed on this host may have left a lease behind.
+            self._wake_in(jobs.LEASE + 1, job)
         self._clock.start()
         try:
-            self._stop.wait()
+            while not self._stop.wait(settings.refresh_every / 2):
+                self._wake_missed()
         finally:
-            self._clock.shutdown(wait=True)  # for the current step
+            self._clock.shutdown(wait=True)  # for the current step of each worker
             self.monitor.stop()
             self._log.info("scheduler stopped", pid=os.getpid())
 
     def stop(self) -> None:
-        """End ``run`` after the current step; safe in a signal handler and from any thread."""
+        """End ``run`` after the current step; from any thread."""
         self._stop.set()
 
-    def wake(self) -> None:
-        """Do what is due: the nightly run, which refreshes too, or else a refresh."""
-        self._alive = _Alive(time.monotonic(), at_work=True)
+    def stop_at(self, *signals: signal.Signals) -> None:
+        """Let signals stop it, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in signals:
+                # By a thread: the one that is interrupted may hold the lock of the event it waits for.
+                signal.signal(number, lambda *_: threading.Thread(target=self.stop).start())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._stop.is_set()
+
+    def wake(self, job: JobName) -> None:
+        """Do a job if it is due: the nightly run, which refreshes too, or a refresh."""
+        if self._stop.is_set():
+            return
+        worker = self._workers[job]
+        worker.at_work = True
         try:
             with connect(self._settings, name="aggregator schedule") as connection:
                 migrations.require_current(connection)
                 self._prepare(connection)
-                if not self._run_if_due(connection, "nightly"):
-                    self._run_if_due(connection, "refresh")
-            self._failures = 0
-        except (AggregatorError, psycopg.Error) as exc:
-            # The database is away, not migrated, not attached: nothing could be recorded there.
-            self._failures += 1
-            pause = min(_FIRST_PAUSE * 2 ** min(self._failures - 1, 20), self._settings.refresh_every)
-            self._log.error("cannot work", error=one_line(exc), retry_in=round(pause, 1))
-            self._wake_in(pause)
+                self._run_if_due(connection, job)
+            worker.failures = 0
         except Exception as exc:  # noqa: BLE001 -- nothing may end the scheduler
-            self._log.error("unexpected failure", error=f"{type(exc).__name__}: {exc}", exc_info=False)
+            # The database is away, not migrated, not attached: nothing could be recorded there.
+            worker.failures += 1
+            pause = min(_FIRST_PAUSE * 2 ** min(worker.failures - 1, 20), self._settings.refresh_every)
+            self._log.error("cannot work", job=job, **_what_failed(exc), retry_in=round(pause, 1))
+            self._wake_in(pause, job)
         finally:
-            self._alive = _Alive(time.monotonic())
+            worker.woke_at = time.monotonic()
+            worker.at_work = False
 
     def _prepare(self, connection: Connection) -> None:
         """Once connected: let the database know our limits, and wake at the nightly hour of its zone."""
@@ -151,60 +169,80 @@ class Scheduler:
         hour, minute = self._settings.nightly_at.split(":")
         # Only to be woken near the due instant. What is due is the database's to say: see claim_nightly in jobs.sql.
         trigger = CronTrigger(hour=int(hour), minute=int(minute), second=1, timezone=ZoneInfo(zone))
-        self._clock.add_job(self.wake, trigger, id="nightly", replace_existing=True)
+        self._add_waking("nightly", "at its hour", trigger=trigger)
         self._limits_saved = True
 
-    def _wake_in(self, seconds: float) -> None:
+    def _add_waking(self, job: JobName, when: str, **options: Any) -> None:
+        self._clock.add_job(self.wake, args=[job], id=f"{job} {when}", executor=job, replace_existing=True, **options)
+
+    def _wake_from_now_on(self, job: JobName) -> None:
+        every = IntervalTrigger(seconds=self._settings.refresh_every)
+        self._add_waking(job, "regularly", trigger=every, next_run_time=datetime.now(timezone.utc))
+
+    def _wake_in(self, seconds: float, job: JobName) -> None:
         if not self._stop.is_set():
             at = datetime.now(timezone.utc) + timedelta(seconds=seconds)
-            self._clock.add_job(self.wake, DateTrigger(at), id="again", replace_existing=True)
+            self._add_waking(job, "again", trigger=DateTrigger(at))
+
+    def _wake_missed(self) -> None:
+        """Wake who should have been: APScheduler goes by the host's clock, and sleeps on where that stepped back."""
+        for job, worker in self._workers.items():
+            if not worker.at_work and time.monotonic() - worker.woke_at > _MISSED * self._settings.refresh_every:
+                self._wake_from_now_on(job)
 
     def _check(self) -> None:
         if self._stop.is_set():
             raise Stopped
 
     def _is_alive(self) -> bool:
-        alive = self._alive
-        return alive.at_work or time.monotonic() - alive.woke_at < _STALLED * self._settings.refresh_every + 30
+        patience = _STALLED * self._settings.refresh_every + 30
+        return all(worker.at_work or time.monotonic() - worker.woke_at < patience for worker in self._workers.values())
 
-    def _run_if_due(self, connection: Connection, job: JobName) -> bool:
-        """Claim a job if it is due, run it, and record how it went; return whether it was ours to do."""
-        if self._stop.is_set():
-            return True
-        if job == "nightly":
-            claimed = jobs.claim(connection, self._settings, "claim_nightly", "scheduler", at=self._settings.nightly_at)
-        else:
-            claimed = jobs.claim(
-                connection, self._settings, "claim_refresh", "scheduler", every=self._settings.refresh_every
-            )
-        if claimed is None:
-            return False
-        holder, due = claimed
-        with jobs.held(connection, self._settings, job, holder):
-            self.run_job(connection, job, due)
-        return True
+    def _longest_pause(self, job: JobName) -> float:
+        return _LONGEST_NIGHTLY_PAUSE if job == "nightly" else self._settings.refresh_every
 
-    def run_job(self, connection: Connection, job: JobName, due: str | None = None) -> bool:
-        """Run a job whose lease is held, count and log it, and record it; return whether it went well."""
+    def _run_if_due(self, connection: Connection, job: JobName) -> None:
+        """Claim a job if it is due, run it, and record how it went."""
+        when: dict[str, object] = (
+            {"at": self._settings.nightly_at} if job == "nightly" else {"every": self._settings.refresh_every}
+        )
+        claimed = jobs.claim(
+            connection, self._settings, f"claim_{job}", "scheduler", longest=self._longest_pause(job), **when
+        )
+        if claimed is not None:
+            holder, due = claimed
+            with jobs.held(connection, self._settings, job, holder):
+                self.run_job(connection, job, due)
+
+    def run_job(self, connection: Connection, job: JobName, due: str | None = None, *, again: bool = True) -> bool:
+        """Run a job whose lease is held, count and log it, and record it; return whether it went well.
+
+        ``again``: wake for another try if it fails.
+        """
         began = time.monotonic()
         work: Callable[[Connection], tuple[str, dict[str, Any], str | None]] = (
             self._nightly if job == "nightly" else self._refresh
         )
         error: str | None
+        failure: dict[str, str] = {}
         try:
             outcome, facts, error = work(connection)
         except Stopped:
             outcome, facts, error = "stopped", {}, None
-        except (AggregatorError, psycopg.Error) as exc:
-            outcome, facts, error = "failed", {}, one_line(exc)
+        except Exception as exc:  # noqa: BLE001 -- whatever it is: recorded, counted, tried again later
+            failure = _what_failed(exc)
+            outcome, facts, error = "failed", {}, failure["error"]
         seconds = time.monotonic() - began
         self.monitor.runs.labels(job, outcome).inc()
         self.monitor.seconds.labels(job).observe(seconds)
         facts = {"job": job, "outcome": outcome, "seconds": round(seconds, 3), **facts}
         if error is not None:
             pause = self._record_failure(connection, job, error)
-            self._wake_in(pause)
-            self._log.error("run", **facts, error=error, retry_in=round(pause, 1))
+            facts = {**facts, "error": error, **failure}
+            if again:
+                self._wake_in(pause, job)
+                facts["retry_in"] = round(pause, 1)
+            self._log.error("run", **facts)
             return False
         if outcome != "stopped":
             jobs.record_done(connection, job, due)
@@ -213,13 +251,13 @@ class Scheduler:
 
     def _record_failure(self, connection: Connection, job: JobName, error: str) -> float:
         """Record a failure and return the pause until it is tried again; the database may be what failed."""
-        longest = _LONGEST_NIGHTLY_PAUSE if job == "nightly" else self._settings.refresh_every
+        pauses = {"first": _FIRST_PAUSE, "longest": self._longest_pause(job)}
         for attempt in range(2):
             try:
                 if attempt == 0:
-                    return jobs.record_failed(connection, job, error, first=_FIRST_PAUSE, longest=longest)
+                    return jobs.record_failed(connection, job, error, **pauses)
                 with connect(self._settings, name="aggregator schedule") as fresh:
-                    return jobs.record_failed(fresh, job, error, first=_FIRST_PAUSE, longest=longest)
+                    return jobs.record_failed(fresh, job, error, **pauses)
             except (psycopg.Error, AggregatorError):
                 continue
         return _FIRST_PAUSE
@@ -255,18 +293,33 @@ class Scheduler:
         return "partial" if found.partial else "done", facts, None
 
 
+def _what_failed(exc: Exception) -> dict[str, str]:
+    """Return what the log line says of an exception: one line, and the traceback of one that nobody expects."""
+    if isinstance(exc, (AggregatorError, psycopg.Error)):
+        return {"error": one_line(exc)}
+    return {
+        "error": f"{type(exc).__name__}: {one_line(exc)}",
+        "traceback": "".join(traceback.format_exception(exc)),
+    }
+
+
 def run_once(settings: Settings) -> bool:
     """Run the nightly run now, whether it is due or not, for cron; return whether it went well.
 
-    Raises BusyError where another host is at it.
+    SIGTERM ends it after the current step (main thread only). Raises Stopped then, and BusyError where another host is at it.
     """
     scheduler = Scheduler(settings)
+    scheduler.stop_at(signal.SIGTERM)
     with connect(settings, name="aggregator schedule") as connection:
         migrations.require_current(connection)
+        status.save_limits(connection, settings)
         claimed = jobs.claim(connection, settings, "claim", "schedule --once", name="nightly")
         if claimed is None:
             raise jobs.BusyError(
                 "the nightly run is under way elsewhere (aggregator status says where); nothing was done"
             )
         with jobs.held(connection, settings, "nightly", claimed[0]):
-            return scheduler.run_job(connection, "nightly")
+            good = scheduler.run_job(connection, "nightly", again=False)
+    if good and scheduler.stopping:
+        raise Stopped
+    return good

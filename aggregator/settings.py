@@ -13,13 +13,24 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from aggregator.errors import UsageError
 
+MAX_DAYS = 365_000
+"""A thousand years: days further back are none that events are of, nor dates that arithmetic can do."""
+
 _LIBPQ_TARGETS = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE")
+
+# No number that is set may overflow a PostgreSQL integer, interval or timeout, or a Python timedelta.
+_MOST_EVENTS = 1_000_000_000
+_MOST_SECONDS = MAX_DAYS * 86_400
+_LOCK_TIMEOUT = (0.001, 86_400)
+"""Seconds: PostgreSQL counts in milliseconds, and takes 0 for no timeout at all."""
 
 
 class Settings(BaseSettings):
     """Everything that can be set, from the environment or by command-line options."""
 
-    model_config = SettingsConfigDict(env_prefix="AGGREGATOR_", extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="AGGREGATOR_", extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+    )
 
     database_url: SecretStr | None = Field(
         default=None, description="libpq URI or keywords; without it PGHOST, PGDATABASE or PGSERVICE must be set."
@@ -32,31 +43,50 @@ class Settings(BaseSettings):
         description="The table of collection titles (columns id, title), a qualified SQL name; 'none': there is none.",
     )
     time_zone: str = Field(default="UTC", description="Reporting time zone, an IANA name; fixed by attach.")
-    step_events: int = Field(default=500_000, ge=1, description="Events folded by one transaction, about.")
+    step_events: int = Field(
+        default=500_000, ge=1, le=_MOST_EVENTS, description="Events folded by one transaction, about."
+    )
     wait_timeout: float = Field(
-        default=60.0, ge=0, description="Seconds that a refresh waits for open writers before it leaves the tail raw."
+        default=60.0,
+        ge=0,
+        le=_MOST_SECONDS,
+        description="Seconds that a refresh waits for open writers before it leaves the tail raw.",
     )
     lock_timeout: float = Field(
-        default=0.5, gt=0, description="Seconds that one try of attach or detach waits for a lock on the source."
+        default=0.5,
+        ge=_LOCK_TIMEOUT[0],
+        le=_LOCK_TIMEOUT[1],
+        description="Seconds that one try of attach or detach waits for a lock on the source.",
     )
     lock_retries: int = Field(default=60, ge=0, description="Further tries of attach or detach for that lock.")
-    refresh_every: float = Field(default=300.0, ge=1, description="Seconds between refreshes by the scheduler.")
+    refresh_every: float = Field(
+        default=300.0, ge=1, le=_MOST_SECONDS, description="Seconds between refreshes by the scheduler."
+    )
     nightly_at: str = Field(default="03:30", description="Local time of the nightly run, in the reporting time zone.")
-    verify_days: int = Field(default=7, ge=1, description="Days before today that the nightly run verifies.")
+    verify_days: int = Field(
+        default=7, ge=1, le=MAX_DAYS, description="Days before today that the nightly run verifies."
+    )
     keep: str | None = Field(
         default=None, description="Raw events that the nightly run keeps, like 400d; without it none is purged."
     )
-    purge_batch: int = Field(default=10_000, ge=1, description="Raw events that purge deletes in one transaction.")
+    purge_batch: int = Field(
+        default=10_000, ge=1, le=_MOST_EVENTS, description="Raw events that purge deletes in one transaction."
+    )
     keep_history_days: int = Field(
-        default=400, ge=1, description="Days that refresh_run, verification and restatement are kept."
+        default=400, ge=1, le=MAX_DAYS, description="Days that refresh_run, verification and restatement are kept."
     )
     max_lag: float | None = Field(
-        default=None, gt=0, description="Unhealthy: seconds since the frontier; default 3 times refresh_every."
+        default=None,
+        gt=0,
+        le=_MOST_SECONDS,
+        description="Unhealthy: seconds since the frontier; default 3 times refresh_every.",
     )
     max_verification_age_days: float = Field(
-        default=3.0, gt=0, description="Unhealthy: days since anything was last verified."
+        default=3.0, gt=0, le=MAX_DAYS, description="Unhealthy: days since anything was last verified."
     )
-    max_pending_changes: int = Field(default=1_000_000, ge=0, description="Unhealthy: late changes that wait.")
+    max_pending_changes: int = Field(
+        default=1_000_000, ge=0, le=2**63 - 1, description="Unhealthy: late changes that wait."
+    )
     max_rejected_share: float = Field(
         default=0.01,
         ge=0,
@@ -64,7 +94,10 @@ class Settings(BaseSettings):
         description="Unhealthy: part of the last 30 days' events with a value that is no number.",
     )
     max_frontier_ahead: float = Field(
-        default=60.0, ge=0, description="Unhealthy: seconds that the frontier lies ahead of the clock."
+        default=60.0,
+        ge=0,
+        le=_MOST_SECONDS,
+        description="Unhealthy: seconds that the frontier lies ahead of the clock.",
     )
     metrics_port: int | None = Field(
         default=None,
@@ -74,6 +107,14 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address that port is opened on.")
     log_format: Literal["text", "json"] = Field(default="text", description="The scheduler's log lines: text or json.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_a_database(cls, value: SecretStr | None) -> SecretStr | None:
+        # To libpq an empty string means whatever server its defaults lead to.
+        if value is not None and not value.get_secret_value().strip():
+            raise ValueError("it is empty; write it like postgresql://user@host/database")
+        return value
 
     @field_validator("time_zone")
     @classmethod
@@ -126,11 +167,13 @@ class Settings(BaseSettings):
 
 
 def days_to_keep(text: str) -> int:
-    """Return the days of a text like ``400d`` or ``57w``; raise ValueError for anything else, or less than a day."""
-    found = re.fullmatch(r"\s*(\d{1,6})\s*([dw])\s*", text)
+    """Return the days of a text like ``400d`` or ``57w``; raise ValueError for anything else, or not 1 to MAX_DAYS days."""
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*([dw])\s*", text)
     days = int(found[1]) * {"d": 1, "w": 7}[found[2]] if found else 0
-    if found is None or days < 1:
-        raise ValueError(f"{text!r} is no time to keep events for; write whole days, at least 1d, like 400d")
+    if not 1 <= days <= MAX_DAYS:
+        raise ValueError(
+            f"{text!r} is no time to keep events for; write whole days, at least 1d and at most {MAX_DAYS}d, like 400d"
+        )
     return days
 
 

@@ -28,6 +28,28 @@ SHOWN_DIFFERENCES = 1000
 """Differences that a verification names at most; all are counted."""
 
 
+REPAIRING = "a repair is under way or was interrupted: run aggregator rebuild"
+"""Why trust is off while all days are repaired, if there was no reason before."""
+
+
+class TruncatedError(AggregatorError):
+    """A TRUNCATE is not folded yet, so there is nothing to compare with."""
+
+    def __init__(self) -> None:
+        super().__init__("the source was truncated: run aggregator refresh first")
+
+
+class WritersOpenError(AggregatorError):
+    """Writers that may have gone uncaptured are still open; ``writers`` describes them."""
+
+    def __init__(self, writers: tuple[str, ...]) -> None:
+        self.writers = writers
+        super().__init__(
+            f"writers that may have gone uncaptured are still open: {'; '.join(writers)};"
+            " run verify --repair again when they have ended"
+        )
+
+
 def parse_day(text: str, option: str) -> str:
     """Return the ISO day that a text names; raise UsageError if it is none."""
     try:
@@ -68,7 +90,10 @@ class VerifyResult:
 
 @dataclass(frozen=True)
 class VerifyProgress:
-    """The days [day_from, day_to) that were just verified, as ISO days, and the differences found so far."""
+    """The days [day_from, day_to) that were just verified, as ISO days, and the differences found so far.
+
+    Where ``day_to`` is ``infinity``, that bucket too.
+    """
 
     day_from: str
     day_to: str
@@ -100,20 +125,26 @@ def verify(
     if resumed_from is not None:
         reason = state.distrust_reason
     elif restore_trust:
-        reason, run = _prepare_trust(connection, settings)
+        reason, run = _prepare_trust(connection, settings, check)
     chunks = differences = 0
     shown: list[Difference] = []
     day = resumed_from or since or state.sealed_day
     differ: list[str] = []
     while True:
         check()
-        chunk = fold.with_retries(lambda day=day: _next_chunk(connection, settings, day, until or "infinity"))  # type: ignore[misc]
+        chunk = fold.with_retries(
+            lambda day=day: _next_chunk(connection, settings, day, until or "infinity"),  # type: ignore[misc]
+            check,
+        )
         if chunk is None:
+            if chunks == 0:
+                fold.with_retries(lambda day=day: _record_nothing(connection, day, until or "infinity", repair=repair))  # type: ignore[misc]
             break
         found, some = fold.with_retries(
             lambda chunk=chunk: _verify_chunk(  # type: ignore[misc]
                 connection, state.source, *chunk, repair=repair, run=None if reason is None else run
-            )
+            ),
+            check,
         )
         chunks += 1
         differences += found
@@ -123,6 +154,8 @@ def verify(
         shown += some[: SHOWN_DIFFERENCES - len(shown)]
         day = chunk[1]
         progress(VerifyProgress(*chunk, differences))
+        if day == "infinity":
+            break
     if reason is not None:
         fold.with_retries(lambda: _believe(connection, reason, run))
     found_doubt = read_doubt(connection)
@@ -137,14 +170,15 @@ def _look(connection: Connection, since: str | None, until: str | None) -> tuple
     with fold.looking(connection) as state:
         row = connection.execute(SQL["look"], {"since": since, "until": until}).fetchone()
     assert row is not None
-    begins_by_now, in_order, unsealed, doubtful, resumable, run = row
-    if not in_order:
+    begins_by_now, in_order, unsealed, ends_sealed, doubtful, resumable, run = row
+    if since is not None and not in_order:
         raise UsageError("--since must be before --until")
     if not begins_by_now:
         raise UsageError(f"--since: {since} is in the future: there is nothing to verify")
-    if not unsealed:
+    if not unsealed or ends_sealed:
         raise UsageError(
-            f"--since: days before {state.sealed_day} are sealed: their raw events may be gone, so they cannot be verified"
+            f"{'--until' if unsealed else '--since'}: days before {state.sealed_day} are sealed: their raw events may be gone,"
+            " so they cannot be verified"
         )
     return state, doubtful, resumable, run
 
@@ -172,7 +206,7 @@ def read_doubt(connection: Connection) -> str | None:
     return fold.with_retries(look)
 
 
-def _prepare_trust(connection: Connection, settings: Settings) -> tuple[str, int]:
+def _prepare_trust(connection: Connection, settings: Settings, check: Callable[[], None]) -> tuple[str, int]:
     """Make sure that nothing goes uncaptured from here on, so that what is verified stays right.
 
     Return the reason for which trust is off: if another one is there afterwards, it is not to be turned on; and
@@ -185,18 +219,14 @@ def _prepare_trust(connection: Connection, settings: Settings) -> tuple[str, int
             assert row is not None
             if row[0] is not None:
                 raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
-            row = connection.execute(
-                SQL["know"], {"reason": "a repair is under way or was interrupted: run aggregator verify --repair"}
-            ).fetchone()
+            row = connection.execute(SQL["know"], {"reason": REPAIRING}).fetchone()
             assert row is not None
             return str(row[0]), int(row[1])
 
     reason, run = fold.with_retries(know)
-    _, writers = frontier.advance_and_wait(connection, settings.wait_timeout)
+    _, writers = frontier.advance_and_wait(connection, settings.wait_timeout, check)
     if writers:
-        raise AggregatorError(
-            f"writers that may have gone uncaptured are still open: {'; '.join(writers)}; run verify --repair again when they have ended"
-        )
+        raise WritersOpenError(writers)
     return reason, run
 
 
@@ -212,6 +242,12 @@ def _next_chunk(connection: Connection, settings: Settings, day: str, until: str
         return (first, row[0]) if row[1] else None
 
 
+def _record_nothing(connection: Connection, day_from: str, day_to: str, *, repair: bool) -> None:
+    """Record that days without events have no rollup rows either."""
+    with fold.looking(connection, read_only=False):
+        connection.execute(SQL["record"], {"from": day_from, "to": day_to, "differences": 0, "repaired": repair})
+
+
 def _restatement_reason(state: fold.State) -> str:
     redefined = state.distrust_reason is not None and state.distrust_reason.startswith(METRIC_CHANGED)
     return "redefined" if redefined else "repaired"
@@ -222,7 +258,7 @@ def _verify_chunk(
 ) -> tuple[int, list[Difference]]:
     with fold.snapshot(connection, source, lock_state=repair) as state:
         if state.truncated:
-            raise AggregatorError("the source was truncated: run aggregator refresh first")
+            raise TruncatedError
         days = {"from": day_from, "to": day_to}
         row = connection.execute(SQL["bounds"], days).fetchone()
         assert row is not None

@@ -3,9 +3,10 @@
 --
 --     psql -v source=public.resource_usage_log -f deploy/roles.sql "$AGGREGATOR_DATABASE_URL"
 --
--- usage_owner     owns schema usage: migrate, attach, detach, seal, metric, purge. It needs to own the source too, because
+-- usage_owner     owns schema usage: migrate, attach, detach, metric, purge, and all of the following. It needs to own the source too, because
 --                 attach adds triggers to it: grant <owner of the source> to usage_owner.
--- usage_refresher runs the scheduler: refresh, materialized views, verify, rebuild. It reads raw events and changes none.
+-- usage_refresher runs the scheduler: refresh, materialized views, verify, rebuild, seal. It reads raw events and changes
+--                 none. A grant on the source is enough, new partitions need none.
 -- usage_reader    reads answers, and no raw rows.
 --
 -- They do not log in. Grant them to roles that do, and let the owner's act as usage_owner, so that all is owned by it:
@@ -16,7 +17,7 @@
 --
 -- A scheduler that purges (AGGREGATOR_KEEP) deletes raw events, which is for you to allow:
 --
---     grant delete, update on public.resource_usage_log to usage_refresher;   -- update: for FOR UPDATE SKIP LOCKED
+--     grant delete on public.resource_usage_log to usage_refresher;
 --
 -- and drops whole partitions only as their owner; otherwise it deletes their rows.
 
@@ -50,7 +51,7 @@ begin
     -- rejected_event, late_change: they hold raw rows. The functions below the read functions are what the views call.
     grant select on
         usage.daily, usage.daily_collection, usage.daily_total, usage.monthly, usage.monthly_collection, usage.metric,
-        usage.metric_history, usage.state, usage.daily_live, usage.monthly_live, usage.freshness, usage.trailing,
+        usage.metric_history, usage.metric_definition, usage.state, usage.daily_live, usage.monthly_live, usage.freshness, usage.trailing,
         usage.monthly_ranking, usage.view_refresh, usage.health_limit, usage.alembic_version
         to usage_reader;
     grant execute on function
@@ -66,7 +67,7 @@ begin
         usage.window_start(numeric, text, timestamptz),
         usage.instant_text(timestamptz),
         usage.problems(interval, interval, bigint, numeric, interval),
-        usage.month_of(date), usage.rolled_until(), usage.pending_sums(), usage.title_of(uuid), usage.doubt()
+        usage.month_of(date), usage.next_month(date), usage.local_day(timestamptz, text), usage.rolled_until(), usage.pending_sums(), usage.title_of(uuid), usage.doubt()
         to usage_reader;
 
     -- Refreshing, verifying, scheduling.

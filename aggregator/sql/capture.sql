@@ -198,6 +198,17 @@ select tree.relid::oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
  group by 1, 2, 3
  order by tree.relid <> %(oid)s::regclass, 1
 
+-- captured_relations --
+-- Whatever has triggers of ours, the source first. Clones go with the trigger that they are made from.
+select quote_ident(n.nspname) || '.' || quote_ident(c.relname), array_agg(t.tgname::text order by t.tgname)
+  from pg_trigger t
+  join pg_class c on c.oid = t.tgrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where t.tgfoid in ('usage.capture()'::regprocedure, 'usage.capture_truncate()'::regprocedure)
+   and t.tgparentid = 0
+ group by c.oid, n.nspname, c.relname
+ order by c.oid <> (select s.source_oid from usage.state s), c.oid
+
 -- enable_trigger --
 alter table {relation} enable {mode} trigger {trigger}
 
@@ -233,7 +244,7 @@ select case when s.sealed_until = '-infinity' and %(fresh)s
   from usage.state s
 
 -- set_fingerprint --
-update usage.state set fingerprint = usage.fingerprint()
+update usage.state set fingerprint = usage.fingerprint(), storage = usage.storage()
 
 -- distrust --
 -- Also over an earlier reason: a repair that is under way must see that this happened after it began.

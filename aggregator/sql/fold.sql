@@ -121,6 +121,7 @@ select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
        x.event_count, x.total_value, x.secondary_value, x.rejected_count
   from pg_temp.delta x
  where x.rollup = 'monthly'
+   and x.bucket = usage.month_of(x.bucket)
     on conflict on constraint monthly_key do update
    set event_count = m.event_count + excluded.event_count,
        total_value = m.total_value + excluded.total_value,
@@ -128,10 +129,12 @@ select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
        rejected_count = m.rejected_count + excluded.rejected_count
 
 -- sweep_monthly --
+-- And what only a repair touches: a row whose month is no first day, all of which is taken away.
 delete from usage.monthly r
  using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly') touched
  where r.month = touched.bucket
-   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+   and (r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+        or r.month <> usage.month_of(r.month))
 
 -- append_daily_collection --
 insert into usage.daily_collection
@@ -173,6 +176,7 @@ select x.bucket, x.collection_id, x.resource_type,
        x.event_count, x.total_value, x.secondary_value, x.rejected_count
   from pg_temp.delta x
  where x.rollup = 'monthly_collection'
+   and x.bucket = usage.month_of(x.bucket)
     on conflict on constraint monthly_collection_key do update
    set event_count = m.event_count + excluded.event_count,
        total_value = m.total_value + excluded.total_value,
@@ -183,7 +187,8 @@ select x.bucket, x.collection_id, x.resource_type,
 delete from usage.monthly_collection r
  using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly_collection') touched
  where r.month = touched.bucket
-   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+   and (r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+        or r.month <> usage.month_of(r.month))
 
 -- fold_daily_total --
 insert into usage.daily_total as t

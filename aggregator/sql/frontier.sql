@@ -60,11 +60,13 @@ select coalesce('prepared transaction ' || quote_literal(p.gid) || ', since ' ||
  order by 1
 
 -- describe_old_writers --
--- The same of those that have been open for some time, as far as this role may see their age.
+-- The same of those that have been open for some time, or for how long this role may not see: then backend_start is
+-- hidden too, which every session has.
 select coalesce('prepared transaction ' || quote_literal(p.gid) || ', since ' || date_trunc('second', p.prepared)::text,
                 'pid ' || l.pid
                 || coalesce(' (' || nullif(a.application_name, '') || ')', '')
-                || coalesce(', open for ' || date_trunc('second', clock_timestamp() - a.xact_start)::text, ''),
+                || coalesce(', open for ' || date_trunc('second', clock_timestamp() - a.xact_start)::text,
+                            ', open for a time that this role may not see'),
                 -- between being prepared and being listed so, or ended
                 'transaction ' || l.transactionid::text)
   from pg_locks l
@@ -72,5 +74,6 @@ select coalesce('prepared transaction ' || quote_literal(p.gid) || ', since ' ||
   left join pg_stat_activity a on a.pid = l.pid
  where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
    and l.transactionid::text = any(%(ids)s)
-   and coalesce(p.prepared, a.xact_start) < clock_timestamp() - make_interval(secs => %(seconds)s)
+   and (coalesce(p.prepared, a.xact_start) < clock_timestamp() - make_interval(secs => %(seconds)s)
+        or a.pid is not null and a.backend_start is null)
  order by 1

@@ -1,5 +1,11 @@
 -- Run-time SQL of jobs: leases, and what is due. Instants are the database's, so hosts' clocks do not matter.
 
+-- shorten --
+-- Leases that end later than one taken now: the clock stepped back. Who is at work extends his; who is gone is given up in time.
+update usage.job
+   set lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+ where lease_until > clock_timestamp() + make_interval(secs => %(lease)s)
+
 -- claim --
 -- Take the lease of a job, unless another holder has it.
 update usage.job j
@@ -15,7 +21,9 @@ update usage.job j
        started_at = clock_timestamp()
  where j.name = 'refresh'
    and (j.lease_until is null or j.lease_until < clock_timestamp())
-   and case when j.failures > 0 and j.retry_at is not null then j.retry_at <= clock_timestamp()
+   and case when j.failures > 0 and j.retry_at is not null
+            then j.retry_at <= clock_timestamp()
+                 or j.retry_at > clock_timestamp() + make_interval(secs => %(longest)s)  -- the clock stepped back
             else coalesce(j.started_at <= clock_timestamp() - make_interval(secs => 0.9 * %(every)s), true)
                  or j.started_at > clock_timestamp() end  -- the clock stepped back
 returning null
@@ -29,7 +37,8 @@ update usage.job j
  where j.name = 'nightly'
    and s.source is not null
    and (j.lease_until is null or j.lease_until < clock_timestamp())
-   and (j.failures = 0 or j.retry_at is null or j.retry_at <= clock_timestamp())
+   and (j.failures = 0 or j.retry_at is null or j.retry_at <= clock_timestamp()
+        or j.retry_at > clock_timestamp() + make_interval(secs => %(longest)s))  -- the clock stepped back
    and (j.done_for is null or j.done_for < usage.nightly_due(clock_timestamp(), %(at)s::time, s.time_zone)
         or j.done_for > clock_timestamp())  -- the clock stepped back
    -- what was attached after the due instant has had nothing to do then
@@ -55,7 +64,7 @@ update usage.job
  where name = %(name)s
 
 -- refreshed --
--- The nightly run has refreshed too.
+-- The nightly run or somebody by hand has refreshed.
 update usage.job
    set started_at = clock_timestamp(), finished_at = clock_timestamp(), failures = 0, retry_at = null, last_error = null
  where name = 'refresh'

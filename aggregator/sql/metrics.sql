@@ -64,7 +64,8 @@ select count(*),
    and e.resource_type collate "C" = %(type)s
 
 -- keep_old --
--- Below the seal the old definition stays: unless one is kept already of the same days, for then they never had this one.
+-- Below the seal the old definition stays: unless one is kept already of the same days, for then they never had this one,
+-- or they have no event of the type, for then late ones may go by the new one.
 insert into usage.metric_history (resource_type, value_key, secondary_key, unit, secondary_unit, label, valid_below)
 select t.resource_type, m.value_key, m.secondary_key, m.unit, m.secondary_unit, m.label, s.sealed_until
   from (select %(type)s::text as resource_type) t
@@ -72,6 +73,16 @@ select t.resource_type, m.value_key, m.secondary_key, m.unit, m.secondary_unit, 
  where isfinite(s.sealed_until)
    and not exists (select from usage.metric_history h
                     where h.resource_type = t.resource_type collate "C" and h.valid_below >= s.sealed_until)
+   and exists (select from usage.daily_total d
+                where d.resource_type = usage.key_text(t.resource_type) collate "C"
+                  and d.day < usage.local_day(s.sealed_until, s.time_zone))
+
+-- forget_restored --
+-- What the days below the seal have is the definition again: they had no other in between.
+delete from usage.metric_history h
+ using usage.state s
+ where h.resource_type = %(type)s and h.valid_below = s.sealed_until
+   and (h.value_key, h.secondary_key) is not distinct from (%(value_key)s::text, %(secondary_key)s::text)
 
 -- add --
 insert into usage.metric (resource_type, value_key, secondary_key, unit, secondary_unit, label)

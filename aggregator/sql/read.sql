@@ -15,7 +15,8 @@ select r.section,
        r.exact, r.reasons, r.rollup_rows, r.raw_rows, r.pending_changes
   from usage.overview_rows(
            coalesce(%(since)s::pg_catalog.timestamptz,
-                    usage.window_start(%(days)s::pg_catalog.numeric, (select s.time_zone from usage.state s))),
+                    usage.window_start(%(days)s::pg_catalog.numeric, (select s.time_zone from usage.state s),
+                                       coalesce(%(until)s::pg_catalog.timestamptz, pg_catalog.now()))),
            %(until)s::pg_catalog.timestamptz, %(collection)s::pg_catalog.uuid) r
  order by r.section, r.ordinal
 

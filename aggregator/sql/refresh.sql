@@ -9,6 +9,10 @@ select s.source is not null and isfinite(s.frontier)
 -- fingerprint_doubt --
 select usage.fingerprint_doubt(), usage.doubt()
 
+-- note_storage --
+-- From here on a crash and a new file, both, are a doubt.
+update usage.state set storage = usage.storage() where storage is distinct from usage.storage()
+
 -- new_partitions --
 -- What the fingerprint does not know, with its entry; whether it holds rows itself; whether it was truncated or
 -- rewritten since it was made, so that late changes may be left of events that went unseen; whether there is a gap in
@@ -20,12 +24,14 @@ select f.key, f.value, c.relkind <> 'p', usage.is_rewritten(f.key::oid, f.value)
  order by c.oid
 
 -- any_new_partition --
+-- Or a child that is no partition.
 select exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
+    or exists (select from pg_inherits i where i.inhparent = s.source_oid and not s.fingerprint ? i.inhrelid::text)
   from usage.state s
 
 -- partition_name --
--- Null for one that is none of the source's any more.
-select quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+-- And how to read it; no row for one that is none of the source's any more.
+select quote_ident(n.nspname) || '.' || quote_ident(c.relname), usage.partition_rows(c.oid)
   from usage.state s, pg_class c join pg_namespace n on n.oid = c.relnamespace
  where c.oid = %(oid)s::oid and pg_partition_root(c.oid) = to_regclass(s.source)
 
@@ -147,6 +153,16 @@ delete from usage.truncate_marker
 
 -- frontier_to_seal --
 update usage.state set frontier = sealed_until, version = version + 1
+
+-- believe_anew --
+-- Nothing of the rollups that were to be repaired is left. Not if capture has a gap, or events lie in years that the zone
+-- has no day intervals for.
+update usage.state
+   set trusted = true, distrust_reason = null, repair_day = null
+ where distrust_reason = any(%(reasons)s)
+   and usage.fingerprint_doubt() is null
+   and usage.uncaptured() is null
+   and not exists (select from usage.event() e where e.created_at < zone_valid_from)
 
 -- set_frontier --
 update usage.state set frontier = %(frontier)s::timestamptz

@@ -44,7 +44,7 @@ select x.day::text, x.instant::text,
 -- Partitions that by their bounds hold nothing from an instant on: those of a source that is partitioned by ranges of
 -- created_at alone, right below it. Never a default partition. Bounds are printed in UTC and ISO.
 select quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.oid::bigint, pg_total_relation_size(c.oid),
-       pg_has_role(c.relowner, 'USAGE') and pg_has_role(r.relowner, 'USAGE')
+       pg_has_role(c.relowner, 'USAGE') and pg_has_role(r.relowner, 'USAGE'), usage.partition_rows(c.oid)
   from usage.state s
   join pg_partitioned_table p on p.partrelid = to_regclass(s.source) and p.partstrat = 'r' and p.partnatts = 1
   join pg_class r on r.oid = p.partrelid
@@ -59,7 +59,7 @@ select quote_ident(n.nspname) || '.' || quote_ident(c.relname), c.oid::bigint, p
 select count(*) from usage.event() e where e.created_at < %(seal)s::timestamptz
 
 -- count_partition --
-select count(*) from {partition}
+select count(*) from {partition} p
 
 -- average_bytes --
 -- Of one event in its table, indexes included; before the first ANALYZE that of a sample, without them.

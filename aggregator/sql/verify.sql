@@ -19,19 +19,20 @@ select least(
   from usage.state s
 
 -- chunk_end --
--- At most the rest of the month, and whole days of about N events (one day at least).
+-- At most the rest of the month, and whole days of about N events (one day at least). Infinity: with the last bucket.
 select least(usage.next_month(usage.month_of(%(day)s::date)), %(until)s::date,
              (select greatest(usage.local_day(n.created_at, s.time_zone), usage.next_day(%(day)s::date))
                 from (select e.created_at from usage.event() e
                        where e.created_at >= usage.day_start(%(day)s::date, s.time_zone)
                        order by e.created_at offset %(n)s limit 1) n))::text,
-       %(day)s::date < %(until)s::date
+       %(day)s::date < %(until)s::date or %(until)s::date = 'infinity'
   from usage.state s
 
 -- look --
--- Begins by now, is in order, is not sealed; whether there is doubt; where an interrupted repair of all days goes on,
+-- Begins by now, is in order, begins above the seal; ends below it; whether there is doubt; where an interrupted repair of all days goes on,
 -- if nothing was noticed since.
 select x.since < usage.next_day(usage.local_day(now(), x.time_zone)), coalesce(x.since < %(until)s::date, true), x.since >= x.sealed_day,
+       coalesce(%(until)s::date <= x.sealed_day, false),
        usage.doubt() is not null,
        case when not x.trusted and isfinite(x.repair_day) and usage.fingerprint_doubt() is null
                  and not exists (select from usage.truncate_marker) then x.repair_day end::text,
@@ -52,9 +53,9 @@ update usage.state
  where trusted or repair_day > %(from)s::date
 
 -- differences --
--- What has to be added to each rollup row of the days [from, to) to make it right. Expected are the raw events below
--- the frontier, less the late changes that are not folded yet. A month is the sum of its days, those outside the
--- range as they are.
+-- What has to be added to each rollup row of the days [from, to), or up to the last bucket where to is infinity, to make
+-- it right. Expected are the raw events below the frontier, less the late changes that are not folded yet. A month is
+-- the sum of its days, those outside the range as they are. Rows of a month that is no first day are taken along.
 with expected as materialized (
     select usage.local_day(e.created_at, s.time_zone) as day,
            e.collection_id, e.resource_type, e.job_type, e.model_level,
@@ -79,7 +80,7 @@ with expected as materialized (
             select d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
                    -d.event_count, -d.total_value, -d.secondary_value, -d.rejected_count
               from usage.daily d
-             where d.day >= %(from)s::date and d.day < %(to)s::date) x
+             where d.day >= %(from)s::date and (d.day < %(to)s::date or %(to)s::date = 'infinity')) x
      group by 1, 2, 3, 4, 5
     having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 ), days_of_month as (
@@ -90,7 +91,8 @@ with expected as materialized (
     select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.model_level,
            d.event_count, d.total_value, d.secondary_value, d.rejected_count
       from usage.daily d
-     where d.day >= usage.month_of(%(from)s::date) and d.day < usage.next_month(usage.month_of(%(from)s::date))
+     where d.day >= usage.month_of(%(from)s::date)
+       and (d.day < usage.next_month(usage.month_of(%(from)s::date)) or %(to)s::date = 'infinity')
 )
 select 'daily', d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
        d.event_count::bigint, d.total_value, d.secondary_value, d.rejected_count::bigint, %(reason)s
@@ -103,7 +105,7 @@ select 'daily_collection', x.day, x.collection_id, x.resource_type, null, null,
         union all
         select c.day, c.collection_id, c.resource_type, -c.event_count, -c.total_value, -c.secondary_value, -c.rejected_count
           from usage.daily_collection c
-         where c.day >= %(from)s::date and c.day < %(to)s::date) x
+         where c.day >= %(from)s::date and (c.day < %(to)s::date or %(to)s::date = 'infinity')) x
  group by x.day, x.collection_id, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
@@ -114,7 +116,7 @@ select 'daily_total', x.day, null, x.resource_type, null, null,
         union all
         select t.day, t.resource_type, -t.event_count, -t.total_value, -t.secondary_value, -t.rejected_count
           from usage.daily_total t
-         where t.day >= %(from)s::date and t.day < %(to)s::date) x
+         where t.day >= %(from)s::date and (t.day < %(to)s::date or %(to)s::date = 'infinity')) x
  group by x.day, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
@@ -125,7 +127,8 @@ select 'monthly', x.month, x.collection_id, x.resource_type, x.job_type, x.model
         union all
         select m.month, m.collection_id, m.resource_type, m.job_type, m.model_level, -m.event_count, -m.total_value, -m.secondary_value, -m.rejected_count
           from usage.monthly m
-         where m.month = usage.month_of(%(from)s::date)) x
+         where m.month >= usage.month_of(%(from)s::date)
+           and (m.month < usage.next_month(usage.month_of(%(from)s::date)) or %(to)s::date = 'infinity')) x
  group by x.month, x.collection_id, x.resource_type, x.job_type, x.model_level
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
@@ -136,14 +139,16 @@ select 'monthly_collection', x.month, x.collection_id, x.resource_type, null, nu
         union all
         select m.month, m.collection_id, m.resource_type, -m.event_count, -m.total_value, -m.secondary_value, -m.rejected_count
           from usage.monthly_collection m
-         where m.month = usage.month_of(%(from)s::date)) x
+         where m.month >= usage.month_of(%(from)s::date)
+           and (m.month < usage.next_month(usage.month_of(%(from)s::date)) or %(to)s::date = 'infinity')) x
  group by x.month, x.collection_id, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 
 -- bounds --
 -- The instants of a range of days, as far as it lies below the frontier.
 select least(usage.day_start(%(from)s::date, s.time_zone), s.frontier)::text,
-       least(usage.day_start(%(to)s::date, s.time_zone), s.frontier)::text
+       case when %(to)s::date = 'infinity' then s.frontier
+            else least(usage.day_start(%(to)s::date, s.time_zone), s.frontier) end::text
   from usage.state s
 
 -- forget_leaves --
@@ -175,7 +180,7 @@ select usage.uncaptured()
 -- know --
 -- From here on the fingerprint tells every further gap; trust stays off until all days are verified.
 update usage.state
-   set fingerprint = usage.fingerprint(), source_oid = to_regclass(source)::oid,
+   set fingerprint = usage.fingerprint(), storage = usage.storage(), source_oid = to_regclass(source)::oid,
        trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = '-infinity',
        repair_run = repair_run + 1
 returning distrust_reason, repair_run

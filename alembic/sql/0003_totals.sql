@@ -183,13 +183,19 @@ begin
           from usage.window_sums(before.since_before, since, collection, 'collection' = any (by), 'job_type' = any (by),
                                  'model_level' = any (by), grain) w
          where before.shift is not null
+    ), held as (
+        -- Where sealed days were added up by another definition: "characters / seconds", as the receipt says.
+        select d.resource_type, string_agg(distinct d.unit, ' / ') as unit, string_agg(distinct d.secondary_unit, ' / ') as secondary_unit
+          from usage.metric_definition d
+         where (d.valid_to is null or d.valid_to > coalesce(before.since_before, since)) and (until is null or d.valid_from < until)
+         group by d.resource_type
     ), typed as (
         select case when 'resource_type' = any (by) then p.resource_type end as resource_type, m.unit, m.secondary_unit, p.bucket,
                p.collection_id, p.job_type, p.model_level,
                p.event_count, p.total_value, p.secondary_value,
                p.event_count_before, p.total_value_before, p.secondary_value_before
           from part p
-          left join usage.metric m on m.resource_type = p.resource_type collate "C"
+          left join held m on m.resource_type = p.resource_type collate "C"
     ), united as (
         -- The unit of a group, in this window and in the one before: sums of different units are none. A type without
         -- metric adds 0 to any.

@@ -78,7 +78,7 @@ def test_verify_rebuild_and_history(filled: Database) -> None:
     assert run(filled.dsn, "rebuild").returncode == 0
     assert run(filled.dsn, "rebuild", "--reset-frontier").returncode == 0
     assert run(filled.dsn, "status").returncode == 0
-    for of, word in (("refreshes", "done"), ("verifications", "True"), ("restatements", "repaired")):
+    for of, word in (("refreshes", "done"), ("verifications", "yes"), ("restatements", "repaired")):
         assert word in run(filled.dsn, "history", of).stdout
         assert json.loads(run(filled.dsn, "history", of, "--json").stdout)
     one_line(run(filled.dsn, "verify", "--since", "2999-01-01"), 2, "future")

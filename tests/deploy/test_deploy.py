@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -53,6 +55,35 @@ def test_alert_rules() -> None:
     promtool = program("promtool")
     check(promtool, "check", "rules", "prometheus/alerts.yaml")
     check(promtool, "test", "rules", "prometheus/alerts_test.yaml")
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    """Each has a test in which it fires and one in which it does not, so that none is a rule that cannot fire."""
+    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
+    tests = yaml.safe_load((DEPLOY / "prometheus" / "alerts_test.yaml").read_text())["tests"]
+    alerts = {rule["alert"] for group in groups for rule in group["rules"]}
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == alerts
+    assert {case["alertname"] for case in cases if not case["exp_alerts"]} == alerts
+
+
+def test_cron_refreshes_do_not_overlap(tmp_path: Path) -> None:
+    """The refresh's line runs; while one is at work the next is left out, and is no error."""
+    program("flock")
+    line = next(line for line in (DEPLOY / "cron" / "aggregator").read_text().splitlines() if line.startswith("*/5"))
+    command = line.split(maxsplit=6)[6].partition(" 2>&1 |")[0].replace("/opt/aggregator/bin/aggregator", "echo")
+
+    def run() -> str:
+        environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        result = subprocess.run(
+            ["/bin/sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        return result.stdout
+
+    assert run() == "refresh\n"
+    with (tmp_path / "refresh.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run() == ""
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)

@@ -19,7 +19,7 @@ from aggregator.errors import AggregatorError
 from aggregator.settings import Settings
 from tests.faults.shadow import SHADOW, check, prepare
 from tests.harness import Database
-from tests.scheduler.test_scheduler import Log, scheduler
+from tests.scheduler.test_scheduler import Log, scheduler, wake
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_the_clock_stepped_back(prepared: Database) -> None:
     assert "--reset-frontier" in problems[0].remedy
     db.execute("update usage.job set started_at = now() + interval '1 hour', done_for = now() + interval '1 day'")
     one, log = scheduler(db)
-    one.wake()
+    wake(one)
     assert len(log.runs()) == 1
     rebuild.reset_frontier(db.own)
     check(db)
@@ -218,12 +218,12 @@ def test_an_upgrade_while_a_scheduler_runs(prepared: Database) -> None:
     version = db.scalar("select version_num from usage.alembic_version")
     for other, words in (("0001", "run aggregator migrate"), ("9999", "upgrade aggregator")):
         db.execute("update usage.alembic_version set version_num = %s", (other,))
-        one.wake()
+        wake(one)
         assert log.lines[-1]["event"] == "cannot work"
         assert words in log.lines[-1]["error"]
         assert log.runs() == []
     db.execute("update usage.alembic_version set version_num = %s", (version,))
-    one.wake()
+    wake(one)
     assert log.runs() == [("refresh", "done")]
     check(db)
 
@@ -236,7 +236,7 @@ def test_two_schedulers_and_a_refresh_by_hand(prepared: Database) -> None:
     for _ in range(2):
         one, log = scheduler(db)
         logs.append(log)
-        threads.append(threading.Thread(target=one.wake))
+        threads.append(threading.Thread(target=wake, args=(one,)))
 
     def by_hand() -> None:
         with db_module.connect(db.settings) as connection:

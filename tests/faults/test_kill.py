@@ -1,4 +1,4 @@
-"""kill -9 of the refresher, the scheduler and the server at random moments; AGGREGATOR_FAULT_KILLS sets how many."""
+"""kill -9 of the refresher, the scheduler and the server at random moments of their work; AGGREGATOR_FAULT_KILLS: how many."""
 
 from __future__ import annotations
 
@@ -19,10 +19,24 @@ import pytest
 from aggregator import embedded, migrations, purge, rebuild
 from aggregator.settings import Settings
 from tests.cli.test_cli import ROOT, _environment
-from tests.faults.shadow import Writer, check, prepare
+from tests.faults.shadow import SHADOW, Writer, check, prepare
 from tests.harness import SCHEMA, Database
 
 KILLS = int(os.environ.get("AGGREGATOR_FAULT_KILLS", "8"))
+CRASHES = max(3, KILLS // 3)
+_TRIES = 4
+"""Starts for each kill at most: a command may end before its moment comes."""
+
+AT_WORK = """
+select exists (
+    select from pg_stat_activity a
+     where a.datname = current_database() and a.application_name like 'aggregator %%' and a.backend_start > %s
+       and a.state in ('active', 'idle in transaction')
+       and (a.backend_xid is not null
+            or exists (select from pg_locks l
+                        where l.pid = a.pid and l.granted and l.relation = 'public.resource_usage_log'::regclass)))
+"""
+"""Whether a session of ours, opened after an instant, is in a transaction that writes, or that reads the source."""
 COMMANDS: list[list[str]] = [
     ["refresh", "--step-events", "20"],
     ["refresh", "--views"],
@@ -42,9 +56,39 @@ def start(db: Database, *arguments: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+def strike(db: Database, processes: list[subprocess.Popen[bytes]], since: Any, rng: random.Random) -> bool:
+    """Stop processes at a random moment at which one is seen at work; False: they ended before there was one.
+
+    They are halted, so that what was seen is still so when they, or the server, are killed.
+    """
+    while any(process.poll() is None for process in processes):
+        if not db.scalar(AT_WORK, (since,)):
+            time.sleep(0.005)
+            continue
+        time.sleep(0.3 * rng.random() ** 2)
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        if db.scalar(AT_WORK, (since,)) and any(process.poll() is None for process in processes):
+            return True
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+    return False
+
+
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
 def make_work(db: Database, rng: random.Random) -> None:
     """Something to do for whatever comes next; leases of the killed run out."""
-    db.execute("update usage.job set holder = null, lease_until = null, retry_at = null")
+    free_leases(db)
+    db.execute(
+        "with written as (insert into public.resource_usage_log (resource_type, detail, created_at)"
+        " select 'tts', '{\"characters\": 3}', now() - make_interval(days => n / 4) from generate_series(1, 120) n returning *)"
+        f" insert into {SHADOW} select * from written"
+    )
     if rng.random() < 0.4:
         db.execute(
             "update usage.daily set total_value = total_value + 1 where day >= (select greatest(usage.local_day(sealed_until, time_zone), '2000-01-01') from usage.state)"
@@ -57,9 +101,21 @@ def make_work(db: Database, rng: random.Random) -> None:
         db.execute("update usage.state set attached_at = now() - interval '3 days'")
 
 
+def free_leases(db: Database) -> None:
+    db.execute("update usage.job set holder = null, lease_until = null, retry_at = null")
+
+
+def recover(db: Database) -> None:
+    """Every answer is right in one snapshot, a next run completes, and they still are."""
+    check(db)
+    free_leases(db)
+    assert db.refresh().status == "done"
+    check(db)
+
+
 def settle(db: Database) -> None:
     """A next run of everything completes, and all is well."""
-    db.execute("update usage.job set holder = null, lease_until = null")
+    free_leases(db)
     assert db.refresh().status == "done"
     purge.purge(db.own, db.settings, "60d") if db.scalar("select usage.doubt() is null") else None
     assert rebuild.rebuild(db.own, db.settings).trusted
@@ -75,32 +131,29 @@ def prepared(new_database: Any) -> Database:
 
 
 def test_clients_killed_at_random_moments(prepared: Database) -> None:
-    """After each kill every answer is right in one snapshot, under a writer; now and then a next run completes."""
+    """After each kill of one at work every answer is right in one snapshot, under a writer, and a next run completes."""
     db = prepared
     seed = random.SystemRandom().randrange(10**6)
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
+    started = 0
     print(f"seed {seed}")
     with Writer(db, seed) as writer:
-        for number in range(KILLS):
+        while killed.total() < KILLS and started < KILLS * _TRIES:
             make_work(db, rng)
-            command = rng.choice(COMMANDS) if len(COMMANDS) * 2 < KILLS else COMMANDS[number % len(COMMANDS)]
+            command = COMMANDS[started % len(COMMANDS)]
+            started += 1
+            since = db.scalar("select clock_timestamp()")
             process = start(db, *command)
-            try:
-                process.wait(0.5 + rng.random() * 1.5)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                killed[command[0]] += 1
-            process.wait()
-            check(db)
-            if number % 10 == 9:
-                db.execute("update usage.job set holder = null, lease_until = null")
-                assert db.refresh().status == "done"
-                check(db)
+            if strike(db, [process], since, rng):
+                killed[" ".join(command)] += 1
+            end([process])
+            recover(db)
     settle(db)
     print(
-        f"{sum(killed.values())} of {KILLS} killed at work: {dict(killed)}; {writer.transactions} transactions beside them"
+        f"{killed.total()} killed at work, of {started} started: {dict(killed)}; {writer.transactions} transactions beside them"
     )
+    assert killed.total() >= KILLS
 
 
 @pytest.fixture
@@ -117,38 +170,74 @@ def database(server: embedded.Server) -> Database:
     return Database(server.dsn().replace(" dbname=postgres", ""), "app", "UTC", {})
 
 
+def new_database_of(server: embedded.Server) -> Database:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute("create database app template template0 encoding 'UTF8'")
+    with psycopg.connect(server.dsn("app"), autocommit=True) as connection:
+        connection.execute(SCHEMA.encode())
+    migrations.upgrade(Settings(database_url=server.dsn("app")))  # type: ignore[arg-type]
+    return database(server)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_crash_while_the_source_is_unlogged(own_server: embedded.Server, seen: bool) -> None:
+    """A source that a crash emptied is not answered from rollups, not even if it was set logged again before anybody looked."""
+    db = new_database_of(own_server)
+    prepare(db, days=20)
+    db.attach()
+    db.refresh()
+    db.execute("alter table public.resource_usage_log set unlogged")
+    if seen:
+        db.refresh()
+    db.close()
+    own_server.stop("immediate")
+    own_server.start()
+    db = database(own_server)
+    assert db.scalar("select count(*) from public.resource_usage_log") == 0
+    assert "is not logged" in str(db.scalar("select usage.fingerprint_doubt()"))
+    db.compare()
+    db.execute("alter table public.resource_usage_log set logged")
+    db.compare()
+    db.refresh()
+    db.compare()
+    assert db.verify(repair=True).trusted
+    db.compare()
+    # A rewrite without a crash is the host's good right, and so is a shutdown.
+    db.execute("vacuum full public.resource_usage_log")
+    db.close()
+    own_server.stop("fast")
+    own_server.start()
+    db = database(own_server)
+    assert db.scalar("select usage.doubt()") is None
+    db.close()
+
+
 def test_server_crashes_at_random_moments(own_server: embedded.Server) -> None:
     """The server stops as in a crash, during capture, folds, views, verification, repair and purge; after recovery all is right."""
-    with psycopg.connect(own_server.dsn(), autocommit=True) as connection:
-        connection.execute("create database app template template0 encoding 'UTF8'")
-    with psycopg.connect(own_server.dsn("app"), autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    migrations.upgrade(Settings(database_url=own_server.dsn("app")))  # type: ignore[arg-type]
-    db = database(own_server)
+    db = new_database_of(own_server)
     prepare(db)
     db.attach()
     seed = random.SystemRandom().randrange(10**6)
     rng = random.Random(seed)
-    crashes = max(3, KILLS // 3)
+    crashed = started = 0
     print(f"seed {seed}")
     with Writer(db, seed) as writer:
-        for number in range(crashes):
+        while crashed < CRASHES and started < CRASHES * _TRIES:
             make_work(db, rng)
+            started += 1
+            since = db.scalar("select clock_timestamp()")
             processes = [start(db, *rng.choice(COMMANDS)) for _ in range(2)]
-            db.close()
-            time.sleep(0.5 + rng.random() * 1.2)
-            own_server.stop("immediate")
-            for process in processes:
-                process.kill()
-                process.wait()
-            own_server.start()
-            db = database(own_server)
-            writer.db = db
-            check(db)
-            if number % 3 == 2:
-                db.execute("update usage.job set holder = null, lease_until = null")
-                assert db.refresh().status == "done"
-                check(db)
+            if strike(db, processes, since, rng):
+                crashed += 1
+                db.close()
+                own_server.stop("immediate")
+                end(processes)
+                own_server.start()
+                db = database(own_server)
+                writer.db = db
+            end(processes)
+            recover(db)
     settle(db)
     db.close()
-    print(f"{crashes} crashes; {writer.transactions} transactions beside them")
+    print(f"{crashed} crashes while at work, of {started} started; {writer.transactions} transactions beside them")
+    assert crashed >= CRASHES

@@ -78,7 +78,7 @@ def settled(db: Database, *, trusted: bool = True) -> None:
     db.compare()
     assert pending(db) == 0
     if trusted:
-        assert doubt(db) is None
+        assert doubt(db) is None, doubt(db)
         assert db.verify().differences == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from aggregator import capture, metrics, migrations
 from aggregator.capture import SealedHistoryError, SourceError
-from aggregator.db import connect
+from aggregator.db import connect, one_line
 from aggregator.errors import AggregatorError
 from aggregator.settings import Settings
 from tests.harness import COLLECTIONS, SCHEMA, Database
@@ -393,6 +393,17 @@ def test_detach_and_attach_again(filled: Database) -> None:
     settled(filled)
 
 
+@pytest.mark.parametrize("renamed", [True, False])
+def test_detach_leaves_no_trigger(filled: Database, renamed: bool) -> None:
+    """Nothing of ours stays behind, on a source that bears another name by now, or on a partition that left it."""
+    if filled.source == "public.events":
+        filled.execute("alter table public.events detach partition public.events_old")
+    if renamed:
+        filled.execute(f"alter table {filled.source} rename to old_source")
+    assert capture.detach(filled.own, filled.settings)
+    assert filled.execute("select tgrelid::regclass::text, tgname from pg_trigger where tgname like 'usage%'") == []
+
+
 def test_detach_beside_an_open_writer(filled: Database) -> None:
     """detach gives up after its tries too, and then everything is as it was."""
     writer = filled.connect(autocommit=False)
@@ -528,6 +539,26 @@ def test_window_that_cuts_a_sealed_day(filled: Database) -> None:
         assert any("which is sealed: that day counts whole" in reason for reason in reasons) == (not exact)
     whole = filled.execute(f"select * from usage.by_collection({day}, null)")
     assert filled.execute(f"select * from usage.by_collection({middle}, null)") == whole
+
+
+@pytest.mark.parametrize(
+    ("rename", "what"),
+    [
+        ("alter table public.nodes rename to items", "the title table public.nodes is gone or bears another name"),
+        ("alter table public.nodes rename title to name", "public.nodes has no column title any more"),
+    ],
+)
+def test_title_table_renamed(filled: Database, rename: str, what: str) -> None:
+    """Reads that show titles fail, and say so; status names what to do, and attach does it."""
+    filled.execute(rename)
+    with pytest.raises((psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)) as failed:
+        filled.execute("select * from usage.by_collection('-infinity')")
+    assert "aggregator status says what to do" in one_line(failed.value)
+    problems = filled.execute("select problems from usage.freshness")[0][0]
+    assert [problem for problem in problems if what in problem and "run aggregator attach" in problem] == problems
+    capture.attach(filled.own, filled.settings.model_copy(update={"title_table": "none"}))
+    filled.titles = NO_TITLES
+    settled(filled)
 
 
 def test_titles_follow(filled: Database) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from aggregator import fold, refresh, verify
 from aggregator.errors import AggregatorError, Stopped
-from tests.harness import Database
+from tests.harness import COLLECTIONS, Database, compare, snapshot
 from tests.integration.sources import Background, await_true, doubt, pending, run, settled
 
 ROUNDS = int(os.environ.get("AGGREGATOR_STRESS_ROUNDS", "5"))
@@ -60,6 +60,24 @@ def test_partitions_locked_in_the_opposite_order(partitioned: Database, command:
     partitioned.compare()
     if command == "repair":
         assert doubt(partitioned) is None
+    settled(partitioned)
+
+
+def test_reads_beside_a_locked_partition(partitioned: Database) -> None:
+    """While the host's DDL holds an old partition, reads answer that need no raw event of it, from the rollups."""
+    everything = partitioned.execute("select * from usage.by_collection('-infinity')")
+    host = partitioned.connect(autocommit=False)
+    host.execute(b"lock table public.events_old, public.events_mid_0 in access exclusive mode")
+    partitioned.execute("set lock_timeout = '2s'")
+    with snapshot(partitioned.connection):
+        windows = [("now-5", None, None), ("now-9", "now-2", None), ("now-5", None, COLLECTIONS[0])]
+        compare(
+            partitioned.connection, "UTC", windows, source=partitioned.source, titles=partitioned.titles, live=False
+        )
+        assert partitioned.execute("select * from usage.by_collection('-infinity')") == everything
+    assert doubt(partitioned) is None
+    assert partitioned.scalar("select healthy from usage.freshness")
+    host.rollback()
     settled(partitioned)
 
 

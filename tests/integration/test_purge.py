@@ -152,6 +152,8 @@ def test_nobody_empties_sealed_history(filled: Database, how: str) -> None:
         capture.detach(filled.own, filled.settings)
     with pytest.raises(UsageError, match="sealed"):
         filled.verify(since="2025-01-01", until="2025-02-01")
+    with pytest.raises(UsageError, match="--until: days before .* are sealed"):
+        filled.verify(until=day(filled, 31))
 
 
 def test_nothing_unverified_is_deleted(filled: Database) -> None:
@@ -170,6 +172,26 @@ def test_nothing_unverified_is_deleted(filled: Database) -> None:
     assert filled.verify(repair=True).trusted
     assert run(filled).events == 12
     compare_unsealed(filled)
+
+
+def test_dry_run_says_that_a_purge_would_be_refused(filled: Database) -> None:
+    """And why, as the purge does; what the purge's own refresh mends is no reason, unless it goes on below the seal."""
+    run(filled, "100d")
+    assert run(filled, dry_run=True).notes == ()
+    filled.execute("select setval('usage.frontier_seq', 1)")
+    assert run(filled, dry_run=True).notes == ()
+    with pytest.raises(AggregatorError, match="frontier sequence is behind"):
+        purge._delete_batch(filled.own, filled.settings, "infinity")
+    filled.insert("2026-01-01 00:00+00")
+    filled.execute(
+        "update usage.state set sealed_until = usage.day_start(usage.local_day(now(), time_zone) - 30, time_zone)"
+    )
+    assert "frontier sequence is behind" in str(run(filled, dry_run=True).notes)
+    filled.refresh()
+    filled.execute("update usage.state set trusted = false, distrust_reason = 'a test says so: run aggregator rebuild'")
+    assert "would be refused" in str(run(filled, dry_run=True).notes)
+    with pytest.raises(AggregatorError, match="a test says so"):
+        run(filled)
 
 
 def test_capture_that_breaks_stops_a_purge(filled: Database) -> None:
@@ -322,16 +344,17 @@ def test_a_partition_that_is_in_use_is_not_waited_for(partitioned: Database) -> 
     compare_unsealed(partitioned)
 
 
-@pytest.mark.parametrize("keep", ["0d", "12h", "-3d", "x", ""])
+@pytest.mark.parametrize("keep", ["0d", "12h", "-3d", "x", "", "999999w", "365001d", "٣d"])
 def test_bad_keep(filled: Database, keep: str) -> None:
-    """Shorter than a day, or no time at all: refused, nothing changed."""
-    with pytest.raises(UsageError, match="at least 1d"):
+    """Shorter than a day, longer than dates go back, or no time at all: refused, nothing changed."""
+    with pytest.raises(UsageError, match="at least 1d and at most 365000d"):
         run(filled, keep)
     assert raw(filled) == 22
 
 
 def test_keep_longer_than_history(filled: Database) -> None:
     """Nothing to do, and said with the oldest event; nothing is sealed."""
+    assert run(filled, "365000d").oldest
     found = run(filled, "500d")
     assert found.notes == ("nothing to purge: no event is that old",)
     assert found.oldest

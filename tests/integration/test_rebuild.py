@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from aggregator import fold, frontier, rebuild, refresh, verify
+from aggregator import fold, frontier, rebuild, refresh, status, verify
 from aggregator.db import connect
 from aggregator.errors import AggregatorError, Stopped
 from tests.harness import Database
@@ -54,6 +54,40 @@ def test_goes_on_where_it_was_interrupted(filled: Database) -> None:
     assert result.trusted
     filled.compare()
     assert filled.verify().differences == 0
+
+
+def test_an_interrupted_repair_is_taken_up_by_the_command_that_status_names(filled: Database) -> None:
+    """verify --repair that was stopped: rebuild, which is what there is to run, does the rest."""
+    filled.execute("update usage.daily set total_value = total_value + 1")
+    filled.execute(
+        "alter table public.resource_usage_log disable trigger usage_insert;"
+        "alter table public.resource_usage_log enable always trigger usage_insert"
+    )
+    with pytest.raises(Stopped):
+        filled.verify(repair=True, check=stop_after(2))
+    assert [problem.remedy for problem in status.read_status(filled.own, filled.settings).problems] == [
+        "run aggregator rebuild"
+    ]
+    filled.compare()
+    result = rebuild.rebuild(filled.own, filled.settings)
+    assert (result.resumed_from, result.chunks, result.trusted) == ("2026-03-01", 2, True)
+    filled.compare()
+
+
+def test_a_range_is_rebuilt_and_no_other_day(filled: Database) -> None:
+    """Of [since, until) the days are mended, the rest stays as it is, and trust with it; stopped, it begins anew."""
+    filled.execute("update usage.daily set total_value = total_value + 1")
+    since, until = "2026-02-11", "2026-04-01"
+    with pytest.raises(Stopped):
+        rebuild.rebuild(filled.own, filled.settings, check=stop_after(1), since=since, until=until)
+    result = rebuild.rebuild(filled.own, filled.settings, since=since, until=until)
+    assert (result.resumed_from, result.chunks) == (None, 2)
+    wrong = "select day::text from usage.daily d where not exists (select from usage.daily_total t where (t.day, t.resource_type, t.total_value) = (d.day, d.resource_type, d.total_value)) group by 1 order by 1"
+    assert filled.execute(wrong) == [("2026-01-10",), ("2026-04-13",)]
+    assert filled.scalar("select usage.doubt()") is None
+    assert rebuild.rebuild(filled.own, filled.settings).resumed_from is None
+    assert filled.verify().differences == 0
+    filled.compare()
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from pydantic import SecretStr
 
-from aggregator import capture, matviews, migrations, nightly, refresh, status, usage_overview, verify
-from aggregator.db import connect
-from tests.harness import SCHEMA, Database, compare, snapshot
+from aggregator import capture, matviews, migrations, nightly, purge, refresh, status, usage_overview, verify
+from aggregator.db import Connection, connect
+from aggregator.settings import Settings
+from tests.harness import COLLECTIONS, SCHEMA, Database, compare, snapshot
 
 ROLES = (Path(__file__).parents[2] / "deploy" / "roles.sql").read_text(encoding="utf-8")
 
@@ -36,9 +41,10 @@ def test_reader_reads_answers_and_no_raw_rows(with_roles: Database) -> None:
         expected = usage_overview(db.connection)
         db.connection.execute(b"set local role usage_reader")
         assert usage_overview(db.connection).as_contract() == expected.as_contract()
-        for view in ("daily_live", "monthly_live", "freshness", "daily", "monthly_collection"):
+        for view in ("daily_live", "monthly_live", "freshness", "daily", "monthly_collection", "metric_definition"):
             db.connection.execute(f"select count(*) from usage.{view}".encode())
         db.connection.execute(b"select trusted from usage.freshness")
+        db.connection.execute(b"select d.unit, m.unit from usage.daily_live d, usage.monthly_live m")
         db.connection.execute(b"reset role")
         compare(db.connection, db.zone)
     for hidden in (
@@ -92,37 +98,192 @@ def test_refresher_does_the_nightly_run(with_roles: Database) -> None:
     db.compare()
 
 
-def test_owner_migrates_and_attaches(server: str, with_roles: Database) -> None:
-    """An owner that is no superuser does everything there is, and a refresher works on what it made; before and after."""
+def test_refresher_is_told_who_blocks(with_roles: Database) -> None:
+    """Another role's transaction is named by pid and application, whatever its age; one's own only once it is old."""
     db = with_roles
-    name = f"{db.name}_owned"
-    db.execute(f"create database {name} template template0 encoding 'UTF8'")
-    owned = Database(server, name, "UTC", {})
-    try:
-        owned.execute(SCHEMA)
-        owned.execute(ROLES.replace(":source", owned.source))
-        owned.execute(
-            "alter table public.resource_usage_log owner to usage_owner; grant select on public.nodes to usage_owner"
+    writer = db.connect(autocommit=False, application_name="the slow importer")
+    writer.execute(b"insert into public.resource_usage_log (created_at) values (now())")
+    patient = db.settings.model_copy(update={"wait_timeout": 3600.0})
+    assert status.read_status(db.own, patient).blocked_by == ()
+    with acting(db, "usage_refresher") as connection:
+        assert status.read_status(connection, patient).blocked_by == (
+            f"pid {writer.info.backend_pid} (the slow importer), open for a time that this role may not see",
         )
-        owned.execute("create role migrator login in role usage_owner; alter role migrator set role = usage_owner")
-        settings = owned.settings.model_copy(
-            update={"database_url": SecretStr(owned.dsn.replace("user=postgres", "user=migrator"))}
-        )
-        migrations.upgrade(settings)
-        owned.execute(ROLES.replace(":source", owned.source))
-        with connect(settings) as connection:
-            capture.attach(connection, settings)
-            owned.insert("2026-03-01 00:00+00", "ai", 0, '{"tokens_in": 3}')
-        owned.own.execute("set role usage_refresher")
-        assert nightly.run(owned.own, settings).errors == []
-        owned.own.execute("reset role")
-        assert owned.scalar("select rolname::text from pg_class c join pg_roles r on r.oid = c.relowner"
-                            " where c.oid = 'usage.daily'::regclass") == "usage_owner"  # fmt: skip
-        owned.compare()
-        migrations.downgrade(settings)
-        assert owned.scalar("select to_regnamespace('usage') is null")
-    finally:
-        owned.execute("drop owned by usage_owner, usage_reader, usage_refresher")
-        owned.close()
-        db.execute(f"drop database {name} with (force)")
+        writer.rollback()
+        assert status.read_status(connection, patient).blocked_by == ()
+
+
+@pytest.fixture
+def owned(server: str, db: Database) -> Iterator[Callable[..., Database]]:
+    """A function that makes a database that usage_owner, no superuser, has migrated; the source is its own too."""
+    made: list[Database] = []
+
+    def make(ddl: str = "", **settings: Any) -> Database:
+        name = f"{db.name}_owned"
+        db.execute(f"create database {name} template template0 encoding 'UTF8'")
+        database = Database(server, name, "UTC", settings)
+        made.append(database)
+        roles = ROLES.replace(":source", database.source)
+        for statement in (SCHEMA, ddl, roles, "grant select on public.nodes to usage_owner"):
+            if statement:
+                database.execute(statement)
+        for (relation,) in database.execute(
+            "select relid::text from pg_partition_tree(%s) union select %s", (database.source, database.source)
+        ):
+            database.execute(f"alter table {relation} owner to usage_owner")
+        database.execute("create role migrator login in role usage_owner; alter role migrator set role = usage_owner")
+        migrations.upgrade(as_migrator(database))
+        database.execute(roles)
+        return database
+
+    yield make
+    for database in made:
+        database.own.execute("reset role")
+        database.execute("drop owned by usage_owner, usage_reader, usage_refresher cascade")
+        database.close()
+        db.execute(f"drop database {database.name} with (force)")
         db.execute("drop role migrator")
+
+
+def as_migrator(db: Database) -> Settings:
+    """Settings that log in as one who acts as usage_owner."""
+    return db.settings.model_copy(update={"database_url": SecretStr(db.dsn.replace("user=postgres", "user=migrator"))})
+
+
+@contextmanager
+def acting(db: Database, role: str) -> Iterator[Connection]:
+    """A connection of our own that has no more rights than a role."""
+    db.own.execute(f"set role {role}".encode())
+    try:
+        yield db.own
+    finally:
+        db.own.execute("reset role")
+
+
+def test_owner_migrates_and_attaches(owned: Callable[..., Database]) -> None:
+    """An owner that is no superuser does everything there is, and a refresher works on what it made; before and after."""
+    db = owned()
+    with connect(as_migrator(db)) as connection:
+        capture.attach(connection, db.settings)
+    db.insert("2026-03-01 00:00+00", "ai", 0, '{"tokens_in": 3}')
+    with acting(db, "usage_refresher") as connection:
+        assert nightly.run(connection, db.settings).errors == []
+    assert db.scalar("select rolname::text from pg_class c join pg_roles r on r.oid = c.relowner"
+                     " where c.oid = 'usage.daily'::regclass") == "usage_owner"  # fmt: skip
+    db.compare()
+    migrations.downgrade(as_migrator(db))
+    assert db.scalar("select to_regnamespace('usage') is null")
+
+
+# Partitions ----------------------------------------------------------------------------------------------------------
+
+PARTITIONED = """
+create table public.events (collection_id uuid, resource_type text, detail jsonb, created_at timestamptz, note text)
+    partition by range (created_at);
+create index on public.events (created_at);
+create function public.month(ago integer) returns timestamptz language sql as
+$$ select date_trunc('month', now(), 'UTC') - make_interval(months => ago) $$;
+create function public.bounds(ago integer) returns text language sql as
+$$ select format('for values from (%L) to (%L)', public.month(ago), public.month(ago - 1)) $$;
+do $$ begin for ago in 0..3 loop execute format('create table public.events_%s partition of public.events %s', ago, public.bounds(ago)); end loop; end $$
+"""
+
+
+@pytest.fixture
+def by_months(owned: Callable[..., Database]) -> Database:
+    """A source of months that usage_owner attached, filled and refreshed. What is made later belongs to somebody else."""
+    db = owned(PARTITIONED, source_table="public.events", lock_timeout=0.2, purge_batch=3)
+    with acting(db, "usage_owner") as connection:
+        capture.attach(connection, db.settings)
+    for ago in range(4):
+        fill_month(db, db.source, ago)
+    with acting(db, "usage_refresher") as connection:
+        refresh.refresh(connection, db.settings)
+    return db
+
+
+def fill_month(db: Database, table: str, ago: int) -> None:
+    db.execute(
+        f"insert into {table} (collection_id, resource_type, detail, created_at)"
+        " select %s, 'ai', jsonb_build_object('tokens_in', n + 0.25), public.month(%s) + n * interval '5 hours' from generate_series(0, 4) n",
+        (COLLECTIONS[ago % 3], ago),
+    )
+
+
+def attach_filled(db: Database, ago: int, bounds: str | None = None) -> str:
+    """Make a partition that brings its events along, of which usage_refresher and usage_owner know nothing."""
+    name = f"public.events_{ago}"
+    db.execute(f"create table {name} (like public.events including indexes)")
+    fill_month(db, name, ago)
+    db.execute(
+        f"alter table public.events attach partition {name} {bounds or db.scalar('select public.bounds(%s)', (ago,))}"
+    )
+    return name
+
+
+def test_refresher_needs_no_grant_on_partitions(by_months: Database) -> None:
+    """Partitions that came after roles.sql, empty, filled, nested, by default: read at once, and mended by a refresh."""
+    db = by_months
+    db.execute(f"create table public.events_4 partition of public.events {db.scalar('select public.bounds(4)')}")
+    fill_month(db, db.source, 4)
+    nested = f"create table public.events_5 partition of public.events {db.scalar('select public.bounds(5)')} partition by hash (note)"
+    db.execute(nested)
+    db.execute("create table public.events_5_0 partition of public.events_5 for values with (modulus 1, remainder 0)")
+    with acting(db, "usage_refresher") as connection:
+        refresh.refresh(connection, db.settings)
+        assert verify.read_doubt(connection) is None
+    db.compare()
+    for ago, bounds in ((6, None), (7, "default")):
+        name = attach_filled(db, ago, bounds)
+        assert f"partition {name} of the source is new" in db.scalar("select usage.doubt()")
+        db.compare()
+        with acting(db, "usage_reader") as connection:
+            connection.execute("select count(*) from usage.by_collection('-infinity')")
+        with acting(db, "usage_refresher") as connection:
+            assert [name in note for note in refresh.refresh(connection, db.settings).notes] == [True]
+            assert verify.read_doubt(connection) is None
+        db.compare()
+    with acting(db, "usage_refresher") as connection:
+        assert nightly.run(connection, db.settings).errors == []
+        assert verify.verify(connection, db.settings).differences == 0
+
+
+def test_a_partition_is_read_and_no_other(by_months: Database) -> None:
+    """Through the source, by its bounds, where the role may not read it by name, in whatever style it prints dates."""
+    db = by_months
+    attach_filled(db, 4)
+    with acting(db, "usage_refresher") as connection, connection.transaction():
+        connection.execute("set local datestyle = 'SQL, DMY'; set local timezone = 'Asia/Kolkata'")
+        row = connection.execute("select usage.partition_rows('public.events_4'::regclass)").fetchone()
+        assert row is not None
+        rows = sql.SQL(row[0])
+        plan = connection.execute(sql.SQL("explain (format json) select from {} p").format(rows)).fetchone()
+        assert plan is not None
+        assert set(re.findall(r"'Relation Name': '(\w+)'", str(plan[0]))) == {"events_4"}
+        assert connection.execute(sql.SQL("select count(*) from {} p").format(rows)).fetchone() == (5,)
+
+
+def test_refresher_purges_partitions(by_months: Database) -> None:
+    """Allowed to delete, it empties the partitions that it may not drop, says so, and history stays."""
+    db = by_months
+    db.execute("grant delete on public.events to usage_refresher")
+    attach_filled(db, 4)
+    with acting(db, "usage_refresher") as connection:
+        refresh.refresh(connection, db.settings)
+    history = db.execute("select * from usage.by_collection('-infinity')")
+    keep = f"{db.scalar('select now()::date - public.month(2)::date')}d"
+    with acting(db, "usage_refresher") as connection:
+        dry = purge.purge(connection, db.settings, keep, dry_run=True)
+        done = purge.purge(connection, db.settings, keep)
+    assert (dry.events, done.events, done.partitions) == (10, 10, ())
+    assert done.notes == tuple(
+        f"partition public.events_{ago} is emptied and not dropped: this role does not own it" for ago in (3, 4)
+    )
+    assert db.scalar("select count(*) from public.events") == 15
+    assert db.execute("select * from usage.by_collection('-infinity')") == history
+    seal = db.scalar("select sealed_until::text from usage.state")
+    with snapshot(db.connection):
+        compare(db.connection, db.zone, [(seal, None, None), ("now-1", None, None)], source=db.source, live=False)
+    with acting(db, "usage_refresher") as connection:
+        assert nightly.run(connection, db.settings.model_copy(update={"keep": keep})).errors == []
+    assert db.scalar("select usage.doubt()") is None

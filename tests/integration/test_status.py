@@ -100,6 +100,19 @@ def test_who_blocks_and_who_works(healthy: Database) -> None:
     assert read_status(healthy.own, healthy.settings).blocked_by == ()
 
 
+def test_verifying_a_source_without_events_counts(db: Database) -> None:
+    """There is nothing to compare, so nothing differs: that is recorded, and status is content."""
+    db.refresh()
+    db.execute(f"update usage.state set attached_at = {LONG_AGO}")
+    assert codes(db) == ["unverified"]
+    assert db.verify().differences == 0
+    assert codes(db) == []
+    db.verify(since="2026-03-01", until="2026-03-08")
+    assert db.execute(
+        "select day_from::text, day_to::text, differences, repaired from usage.verification order by id"
+    ) == [("-infinity", "infinity", 0, False), ("2026-03-01", "2026-03-08", 0, False)]
+
+
 def test_the_tail_is_counted_up_to_a_limit(healthy: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long tail costs a bounded count."""
     monkeypatch.setattr(status, "COUNTED_TAIL", 5)

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from aggregator import UsageError, usage_totals
+from aggregator import UsageError, metrics, rebuild, seal, usage_totals
 from tests.harness import COLLECTIONS, ORACLE, Database, Mismatch, snapshot
 
 KEYS = ("collection", "resource_type", "job_type", "model_level")

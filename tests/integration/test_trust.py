@@ -9,10 +9,10 @@ import pytest
 
 from aggregator import capture, fold, refresh, verify
 from aggregator.db import connect
-from aggregator.errors import AggregatorError
+from aggregator.errors import AggregatorError, Stopped
 from aggregator.status import read_status
 from tests.harness import Database, Hooked
-from tests.integration.sources import doubt, fill, pending, run, settled
+from tests.integration.sources import EVENTS, doubt, fill, pending, run, settled
 
 UNSEEN = (
     "delete from {source} where note like 'event 1%'; update {source} set resource_type = 'cas' where note like 'event 2%';"
@@ -134,6 +134,82 @@ def test_filled_partition_attached(partitioned: Database, before: str) -> None:
     assert any(noted in note for note in result.notes)
     settled(partitioned)
     assert partitioned.scalar("select count(*) from usage.restatement where reason = 'repaired'") > 0
+
+
+def _unknown_days(db: Database, why: str) -> None:
+    """Make something that a refresh mends by a repair of all days."""
+    if why == "rewritten":
+        _loose(db, rows=40)
+        db.execute("vacuum full public.loose")
+        db.execute(ATTACH_LOOSE)
+    else:
+        db.execute("select setval('usage.frontier_seq', (extract(epoch from now() - interval '1 day') * 1e6)::bigint)")
+
+
+@pytest.mark.parametrize("why", ["rewritten", "sequence"])
+def test_truncate_while_a_refresh_repairs(partitioned: Database, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh that a TRUNCATE overtakes at a repair folds all anew, and trusts by itself."""
+    _unknown_days(partitioned, why)
+    real = verify._next_chunk
+    todo = ["truncate public.events_old"]
+
+    def patched(*arguments: Any) -> Any:
+        chunk = real(*arguments)
+        if todo:
+            partitioned.execute(todo.pop())
+        return chunk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "_next_chunk", patched)
+        assert partitioned.refresh().status == "done"
+    assert not todo
+    partitioned.compare()
+    assert doubt(partitioned) is None
+    settled(partitioned)
+
+
+def test_truncate_leaves_other_doubts(partitioned: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where capture has a gap, folding all anew after a TRUNCATE does not turn trust on."""
+    partitioned.execute(
+        "update usage.state set trusted = false,"
+        " distrust_reason = 'a repair is under way or was interrupted: run aggregator rebuild'"
+    )
+    partitioned.execute("alter table public.events_new disable trigger usage_delete; truncate public.events_old")
+    partitioned.refresh()
+    partitioned.compare()
+    assert doubt(partitioned) is not None
+    partitioned.execute("alter table public.events_new enable always trigger usage_delete")
+    settled(partitioned, trusted=False)
+    _repair(partitioned, differences=False)
+
+
+@pytest.mark.parametrize("why", ["rewritten", "sequence"])
+def test_writer_that_comes_before_a_repair(partitioned: Database, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh that has to repair, and meets a writer that came after its wait, is partial, names it; the next one mends."""
+    _unknown_days(partitioned, why)
+    run(partitioned, "delete from public.events where note = 'event 7'")
+    writer = partitioned.connect(autocommit=False, application_name="the slow importer")
+    real = refresh._look
+
+    def patched(*arguments: Any) -> Any:
+        writer.execute(
+            b"insert into public.events (resource_type, created_at) values ('ai', now() - interval '2 days')"
+        )
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refresh, "_look", patched)
+        result = partitioned.refresh(wait_timeout=0.3)
+    assert result.status == "partial"
+    assert f"pid {writer.info.backend_pid} (the slow importer)" in result.waited_for[0]
+    assert result.late_changes > 0
+    partitioned.compare()
+    assert doubt(partitioned) is not None
+    writer.commit()
+    partitioned.compare()
+    assert partitioned.refresh().status == "done"
+    assert doubt(partitioned) is None
+    settled(partitioned)
 
 
 def test_filled_partition_attached_beside_another_gap(partitioned: Database) -> None:
@@ -300,6 +376,67 @@ def test_partition_gone_before_it_was_looked_at(partitioned: Database, monkeypat
     settled(partitioned)
 
 
+@pytest.mark.parametrize("how", ["created", "attached"])
+def test_child_that_is_no_partition(plain: Database, how: str) -> None:
+    """What inherits from the source counts in the raw query and is not captured: read raw until it is gone, then repaired."""
+    if how == "created":
+        plain.execute(
+            "create table public.kid () inherits (public.resource_usage_log); alter table public.kid alter id set default 0"
+        )
+    else:
+        plain.execute("create table public.kid (like public.resource_usage_log including all)")
+    plain.execute(EVENTS.replace("{source}", "public.kid"))
+    plain.refresh()
+    if how == "attached":
+        assert doubt(plain) is None
+        plain.execute("alter table public.kid inherit public.resource_usage_log")
+    assert str(doubt(plain)).startswith("public.kid inherits from the source without being a partition")
+    plain.compare()
+    with pytest.raises(capture.SourceError, match="public.kid inherits from it without being a partition"):
+        plain.attach()
+    settled(plain, trusted=False)
+    assert not plain.verify(repair=True).trusted
+    plain.compare()
+    plain.execute("alter table public.kid no inherit public.resource_usage_log")
+    settled(plain, trusted=False)
+    _repair(plain)
+
+
+def test_child_while_a_refresh_runs(plain: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that comes after the refresh has looked, and goes before the next one does, leaves no wrong number."""
+    real = refresh._estimate
+
+    def patched(*arguments: Any) -> Any:
+        plain.execute("create table public.kid () inherits (public.resource_usage_log)")
+        plain.execute(
+            "insert into public.kid (id, resource_type, created_at)"
+            " select -1, 'ai', frontier + interval '1 microsecond' from usage.state"
+        )
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refresh, "_estimate", patched)
+        plain.refresh()
+    plain.compare()
+    plain.execute("drop table public.kid")
+    plain.compare()
+    _repair(plain)
+
+
+def test_source_set_unlogged(filled: Database) -> None:
+    """A source, or a leaf of it, that a crash would empty is in doubt as long as it is not logged."""
+    table = "public.events_old" if filled.source == "public.events" else filled.source
+    filled.execute(f"alter table {table} set unlogged")
+    assert str(doubt(filled)).startswith(f"{table} is not logged, so a crash empties it unseen: run ALTER TABLE")
+    filled.compare()
+    with pytest.raises(capture.SourceError, match="is unlogged or temporary|is not logged"):
+        filled.attach()
+    settled(filled, trusted=False)
+    filled.execute(f"alter table {table} set logged")
+    filled.compare()
+    _repair(filled, differences=False)
+
+
 def test_another_table_in_the_sources_place(filled: Database) -> None:
     """A table renamed into the source's place is what counts from then on; attach and verify --repair follow it."""
     name = filled.source.split(".")[1]
@@ -376,6 +513,28 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
     rows = plain.execute("select rollup, count(*) from usage.restatement where reason = 'repaired' group by 1")
     assert rows == [(rollup, found.differences)]
     settled(plain)
+
+
+@pytest.mark.parametrize("rollup", ROLLUPS)
+@pytest.mark.parametrize("to", ["elsewhere", "infinity", "-infinity"])
+def test_row_in_another_bucket(plain: Database, rollup: str, to: str) -> None:
+    """A rollup row that was moved is found where it is and where it ought to be, and counts once after the repair."""
+    bucket = "month" if rollup.startswith("monthly") else "day"
+    if bucket == "month":
+        with pytest.raises(psycopg.errors.CheckViolation):
+            plain.execute(f"update usage.{rollup} set month = month + 9")
+        plain.execute(f"alter table usage.{rollup} drop constraint {rollup}_month")
+    # A row of the first bucket, to where there is none like it.
+    target = f"{bucket} {'+' if bucket == 'month' else '-'} 9" if to == "elsewhere" else f"'{to}'"
+    plain.execute(
+        f"update usage.{rollup} set {bucket} = {target} where ctid = (select ctid from usage.{rollup} order by {bucket} limit 1)"
+    )
+    found = plain.verify()
+    assert {difference.rollup for difference in found.shown} == {rollup}
+    plain.compare()
+    assert plain.verify(repair=True).trusted
+    settled(plain)
+    assert plain.scalar(f"select count(*) from usage.{rollup} where not isfinite({bucket})") == 0
 
 
 def test_repair_of_some_days_leaves_the_rest(plain: Database) -> None:
@@ -486,3 +645,24 @@ def test_truncate_during_a_repair(filled: Database) -> None:
     assert doubt(filled) is not None
     assert filled.verify(repair=True).trusted
     settled(filled)
+
+
+def test_a_stop_is_heard_while_a_refresh_repairs(filled: Database) -> None:
+    """A repair of all days inside a refresh ends between two chunks; the next refresh finishes it."""
+    filled.refresh()
+    filled.execute("select setval('usage.frontier_seq', 1)")
+    chunks = filled.verify().chunks
+    assert chunks > 1
+    done = "select count(*) from usage.verification where repaired"
+
+    def check() -> None:
+        if filled.scalar(done):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        refresh.refresh(filled.own, filled.settings, check=check)
+    assert filled.scalar(done) == 1
+    filled.compare()
+    filled.refresh()
+    assert filled.scalar("select usage.doubt()") is None
+    filled.compare()

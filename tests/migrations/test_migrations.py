@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from aggregator import capture, jobs, migrations
+from aggregator import capture, jobs, migrations, nightly, status, verify
 from aggregator.settings import Settings
 from tests.harness import COLLECTIONS, SCHEMA, Database, compare, snapshot
 
@@ -116,6 +116,15 @@ def test_every_version_up_and_down_with_data(empty: Database) -> None:
     assert bare == set()
 
 
+def test_down_restores_the_revision_before(empty: Database) -> None:
+    """Up to head and down to 0001 is 0001: tables, views, functions, indexes and comments."""
+    migrations.upgrade_to("0001", empty.settings)
+    before = catalog(empty.dsn)
+    migrations.upgrade(empty.settings)
+    migrations.downgrade_to("0001", empty.settings)
+    assert catalog(empty.dsn) == before
+
+
 def test_an_upgrade_from_the_first_release(empty: Database) -> None:
     """A database that release 0001 attached and filled: exact before and after, and from then on as if attached now."""
     migrations.upgrade_to("0001", empty.settings)
@@ -207,6 +216,69 @@ def test_a_command_at_work_is_not_pulled_the_schema_from_under(db: Database) -> 
             with pytest.raises(jobs.BusyError, match=r"migrate cannot start: purge on .* nothing was changed"):
                 move(db.settings)
     assert migrations.current(db.own) == migrations.head()
+
+
+PRIVILEGES = """
+select c.relname::text, a.grantee::regrole::text, a.privilege_type, a.is_grantable
+  from pg_class c, aclexplode(c.relacl) a where c.relnamespace = 'usage'::regnamespace and a.grantee <> 0
+union
+select p.oid::regprocedure::text, a.grantee::regrole::text, a.privilege_type, a.is_grantable
+  from pg_proc p, aclexplode(p.proacl) a where p.pronamespace = 'usage'::regnamespace and a.grantee <> 0
+"""
+
+
+@pytest.fixture
+def with_old_roles(empty: Database) -> Iterator[Database]:
+    """A database that release 0001 attached and filled, with that release's roles.sql, and a role that was granted more."""
+    migrations.upgrade_to("0001", empty.settings)
+    empty.connection.execute((Path(__file__).parent / "attached_0001.sql").read_bytes())
+    empty.settings = empty.settings.model_copy(update={"time_zone": "Europe/Oslo"})
+    roles = (Path(__file__).parent / "roles_0001.sql").read_text(encoding="utf-8")
+    empty.execute(roles.replace(":source", "public.resource_usage_log"))
+    empty.execute(
+        'create role "The board"; grant usage on schema usage to "The board";'
+        'grant execute on function usage.doubt() to "The board";'
+        'grant select on usage.freshness, usage.monthly_ranking to "The board" with grant option'
+    )
+    yield empty
+    empty.execute('drop owned by usage_owner, usage_reader, usage_refresher, "The board"')
+    empty.execute('drop role "The board"')
+
+
+def test_an_upgrade_takes_no_privilege_away(with_old_roles: Database) -> None:
+    """Before roles.sql is run again everybody can do what he could, in the new version; and so after a way down and up."""
+    db = with_old_roles
+    before = set(db.execute(PRIVILEGES))
+    migrations.upgrade(db.settings)
+    assert before - set(db.execute(PRIVILEGES)) == set()
+    with snapshot(db.connection):
+        expected = db.execute("select * from usage.by_collection('-infinity')")
+        db.connection.execute(b"set local role usage_reader")
+        assert db.execute("select * from usage.by_collection('-infinity')") == expected
+        assert db.scalar("select trusted from usage.freshness")
+        for live in ("daily_live", "monthly_live"):
+            assert db.scalar(f"select sum(event_count) from usage.{live}") == sum(row[3] for row in expected)
+        db.connection.execute(b'set local role "The board"')
+        assert db.scalar("select trusted from usage.freshness")
+    db.insert("2024-05-05 12:00+02", "tts", 1, '{"characters": 7}')
+    db.own.execute("set role usage_refresher")
+    assert nightly.run(db.own, db.settings).errors == []
+    assert status.read_status(db.own, db.settings).problems == ()
+    assert verify.verify(db.own, db.settings, repair=True).differences == 0
+    db.own.execute("reset role")
+    for role in ("usage_reader", '"The board"'):
+        with db.connection.transaction():
+            db.execute(f"set local role {role}")
+            assert db.scalar("select count(*) from usage.monthly_ranking") > 0
+    with snapshot(db.connection):
+        compare(db.connection, "Europe/Oslo", [("-infinity", None, None)])
+    after = set(db.execute(PRIVILEGES))
+    migrations.downgrade_to("0001", db.settings)
+    assert before - set(db.execute(PRIVILEGES)) == set()
+    migrations.upgrade(db.settings)
+    roles = (Path(__file__).parents[2] / "deploy" / "roles.sql").read_text(encoding="utf-8")
+    db.execute(roles.replace(":source", "public.resource_usage_log"))
+    assert {row for row in after if row[1] != '"The board"'} - set(db.execute(PRIVILEGES)) == set()
 
 
 def test_attach_renews_functions(db: Database) -> None:

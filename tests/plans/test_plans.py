@@ -188,11 +188,11 @@ def test_at_most_half_a_day_at_each_end_and_the_tail_are_read_raw(history: Datab
 
 
 def test_a_read_works_out_its_window_without_reading_events(history: Database) -> None:
-    """Finding the parts of a window touches usage.state, catalogs and the late changes of partitions that are gone."""
+    """Finding the parts of a window touches usage.state, catalogs, metrics and the late changes of partitions that are gone."""
     plans = _plans(history, "select usage.window_parts(now() - interval '30 days', null)")
     relations = {node["Relation Name"] for plan in plans for node in _nodes(plan) if "Relation Name" in node}
     assert relations
-    assert relations <= {"state", "truncate_marker", "frontier_seq", "late_change"} | {
+    assert relations <= {"state", "truncate_marker", "frontier_seq", "late_change", "metric", "metric_history"} | {
         name for name in relations if name.startswith("pg_")
     }
 

@@ -125,7 +125,7 @@ def test_everything_through_a_transaction_pooler(pooled: tuple[Database, Setting
         assert purge.purge(connection, settings, "60d").events == 40
         assert db.execute("select * from usage.by_collection('-infinity')") == before
     log = Log()
-    Scheduler(settings, log).wake()
+    Scheduler(settings, log).wake("refresh")
     assert [line["event"] for line in log.lines if line["event"] != "run"] == []
     with psycopg.connect(settings.conninfo, prepare_threshold=None) as client:
         assert usage_overview(client, days=30).receipt.exact

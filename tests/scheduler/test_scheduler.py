@@ -12,8 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -23,8 +21,9 @@ import psycopg
 import pytest
 
 from aggregator import jobs, matviews, nightly
+from aggregator.db import transaction
 from aggregator.errors import Stopped
-from aggregator.scheduler import Scheduler, run_once
+from aggregator.scheduler import JOBS, Scheduler, run_once
 from tests.cli.test_cli import ROOT, _environment, run
 from tests.harness import COLLECTIONS, Database
 
@@ -60,6 +59,12 @@ def scheduler(db: Database, **changes: Any) -> tuple[Scheduler, Log]:
     return Scheduler(db.settings.model_copy(update=changes), log), log
 
 
+def wake(one: Scheduler) -> None:
+    """Wake its workers, one after the other."""
+    for job in JOBS:
+        one.wake(job)
+
+
 def make_nightly_due(db: Database) -> None:
     db.execute("update usage.state set attached_at = now() - interval '3 days'")
 
@@ -69,14 +74,14 @@ def test_a_wake_does_what_is_due_and_only_once(db: Database) -> None:
     db.insert("2026-03-01 00:00+00")
     first, log = scheduler(db)
     second, other = scheduler(db)
-    first.wake()
-    second.wake()
-    first.wake()
+    wake(first)
+    wake(second)
+    wake(first)
     assert log.runs() == [("refresh", "done")]
     assert other.runs() == []
     db.execute("update usage.job set started_at = started_at - interval '5 minutes'")
-    second.wake()
-    first.wake()
+    wake(second)
+    wake(first)
     assert other.runs() == [("refresh", "done")]
     assert len(log.runs()) == 1
     db.compare()
@@ -88,7 +93,7 @@ def test_two_schedulers_at_the_same_moment(new_database: Any) -> None:
     db.attach()
     db.insert("2026-03-01 00:00+00")
     pairs = [scheduler(db) for _ in range(5)]
-    threads = [threading.Thread(target=one.wake) for one, _ in pairs]
+    threads = [threading.Thread(target=wake, args=(one,)) for one, _ in pairs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -110,7 +115,7 @@ def test_the_nightly_run_does_all_parts(db: Database) -> None:
         "insert into usage.refresh_run (started_at, finished_at, status) values (now() - interval '500 days', now(), 'done')"
     )
     one, log = scheduler(db)
-    one.wake()
+    wake(one)
     assert log.runs() == [("nightly", "done")]
     line = log.lines[-1]
     assert line["events"] == 4
@@ -120,19 +125,81 @@ def test_the_nightly_run_does_all_parts(db: Database) -> None:
     assert line["pruned"] == 1
     assert db.scalar("select count(*) from usage.trailing") == 1
     assert db.scalar("select count(*) from usage.verification") >= 2
-    one.wake()
+    wake(one)
     assert log.runs() == [("nightly", "done")]
     db.compare()
+
+
+def test_the_nightly_run_purges_when_configured(db: Database) -> None:
+    """Raw events that are older than what is kept go, and the history stays as it was."""
+    db.execute(
+        "insert into public.resource_usage_log (resource_type, detail, created_at)"
+        " select 'ai', '{\"tokens_in\": 1}', now() - make_interval(days => n) from generate_series(1, 100) n"
+    )
+    db.refresh()
+    before = db.execute("select * from usage.by_collection('-infinity')")
+    make_nightly_due(db)
+    one, log = scheduler(db, keep="60d")
+    wake(one)
+    assert log.runs() == [("nightly", "done")]
+    assert log.lines[-1]["purged"] == 40
+    assert db.scalar("select count(*) from public.resource_usage_log") == 60
+    assert db.execute("select * from usage.by_collection('-infinity')") == before
+
+
+def test_the_nightly_run_analyzes_what_changed(db: Database) -> None:
+    """Statistics of rollups that changed are made anew; one that a VACUUM holds is left for the next time, and is no error."""
+    for rollup in ("daily", "daily_total"):
+        db.execute(f"alter table usage.{rollup} set (autovacuum_enabled = false)")
+    db.execute(
+        "insert into public.resource_usage_log (resource_type, created_at)"
+        " select 'ai', now() - make_interval(days => n) from generate_series(1, 100) n"
+    )
+    db.refresh()
+    db.own.execute("select pg_stat_force_next_flush()")
+    changed = "select min(n_mod_since_analyze) from pg_stat_user_tables where schemaname = 'usage' and relname in ('daily', 'daily_total')"
+    until(lambda: db.scalar(changed) >= 100)
+    vacuum = db.connect(autocommit=False)
+    vacuum.execute(b"lock table usage.daily in share update exclusive mode")
+    held = nightly.run(db.own, db.settings)
+    assert held.errors == []
+    assert "usage.daily_total" in held.analyzed
+    assert "usage.daily" not in held.analyzed
+    vacuum.rollback()
+    assert db.scalar("select reltuples from pg_class where oid = 'usage.daily'::regclass") < 100
+    assert "usage.daily" in nightly.run(db.own, db.settings).analyzed
+    assert db.scalar("select reltuples from pg_class where oid = 'usage.daily'::regclass") == 100
+
+
+def test_pruning_of_histories(db: Database) -> None:
+    """Runs, verifications and restatements that are too old go; the newest verification stays, however old."""
+    for days in (500, 450, 10):
+        db.execute(
+            "insert into usage.restatement (restated_at, bucket, event_count, total_value, secondary_value, rejected_count, reason)"
+            " values (now() - make_interval(days => %s), '2026-03-01', 1, 0, 0, 0, 'late')",
+            (days,),
+        )
+    for days in (500, 450):
+        db.execute(
+            "insert into usage.verification (verified_at, day_from, day_to, differences, repaired)"
+            " values (now() - make_interval(days => %s), '2026-03-01', '2026-03-02', 0, false)",
+            (days,),
+        )
+    with transaction(db.own):
+        assert db.own.execute(nightly.SQL["prune"], {"days": 400}).fetchone() == (3,)
+    age = "select extract(day from now() - {}) from usage.{}"
+    assert db.execute(age.format("restated_at", "restatement")) == [(10,)]
+    assert db.execute(age.format("verified_at", "verification")) == [(450,)]
 
 
 def test_a_missed_nightly_run_is_caught_up(db: Database) -> None:
     """A run that was due while nobody was there is done at the next wake, once, however many were missed."""
     make_nightly_due(db)
     one, log = scheduler(db)
-    one.wake()
+    wake(one)
     db.execute("update usage.job set done_for = done_for - interval '5 days' where name = 'nightly'")
-    one.wake()
-    one.wake()
+    wake(one)
+    wake(one)
     assert log.runs() == [("nightly", "done"), ("nightly", "done")]
 
 
@@ -171,23 +238,23 @@ def test_a_failure_is_recorded_and_tried_again(db: Database) -> None:
     """A run that fails is not repeated at once by anybody, but after a pause that grows; then all is well again."""
     db.execute("alter table public.resource_usage_log rename column detail to details")
     one, log = scheduler(db)
-    one.wake()
+    wake(one)
     assert log.runs() == [("refresh", "failed")]
     assert log.lines[-1]["error"]
-    one.wake()
-    scheduler(db)[0].wake()
+    wake(one)
+    wake(scheduler(db)[0])
     assert log.runs() == [("refresh", "failed")]
     pauses = []
     for _ in range(3):
         db.execute("update usage.job set retry_at = now() where name = 'refresh'")
-        one.wake()
+        wake(one)
         pauses.append(log.lines[-1]["retry_in"])
     assert pauses == sorted(pauses)
     assert pauses[-1] > pauses[0]
     assert db.scalar("select failures from usage.job where name = 'refresh'") == 4
     db.execute("alter table public.resource_usage_log rename column details to detail")
     db.execute("update usage.job set retry_at = now() where name = 'refresh'")
-    one.wake()
+    wake(one)
     assert log.runs()[-1] == ("refresh", "done")
     assert db.execute("select failures, last_error from usage.job where name = 'refresh'") == [(0, None)]
     db.compare()
@@ -202,13 +269,13 @@ def test_a_difference_turns_trust_off_and_fails_the_run(db: Database) -> None:
     db.execute("update usage.daily set event_count = event_count + 1")
     make_nightly_due(db)
     one, log = scheduler(db)
-    one.wake()
+    wake(one)
     assert log.runs() == [("nightly", "failed")]
     assert "differ" in log.lines[-1]["error"]
     db.compare()
     assert db.verify(repair=True).trusted
     db.execute("update usage.job set retry_at = now() where name = 'nightly'")
-    one.wake()
+    wake(one)
     assert log.runs()[-1] == ("nightly", "done")
     db.compare()
 
@@ -239,7 +306,7 @@ def test_stopping_between_steps(db: Database) -> None:
             raise Stopped
 
     one._check = check  # type: ignore[method-assign]
-    one.wake()
+    wake(one)
     assert log.runs() == [("refresh", "stopped")]
     assert db.scalar("select status from usage.refresh_run") == "stopped"
     assert db.scalar("select count(*) from usage.daily") in range(1, 5)
@@ -288,40 +355,6 @@ def test_once_is_the_nightly_run(db: Database) -> None:
     assert claimed
     with pytest.raises(jobs.BusyError, match="elsewhere"):
         run_once(db.settings)
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as exc:
-        with exc:
-            return exc.code, exc.read().decode()
-
-
-def test_metrics_and_health(db: Database) -> None:
-    """Lag, runs and problems in Prometheus' format; live and ready; nothing else is served."""
-    one, _ = scheduler(db, metrics_port=0)
-    port = one.monitor.start()
-    assert port
-    try:
-        assert get(port, "/health/live") == (200, '{"alive": true}\n')
-        code, text = get(port, "/health/ready")
-        assert (code, json.loads(text)["healthy"]) == (503, False)
-        assert "never refreshed" in text
-        db.insert("2026-03-01 00:00+00")
-        one.wake()
-        one.monitor._read._read_at = float("-inf")
-        assert get(port, "/health/ready") == (200, '{"healthy": true, "problems": []}\n')
-        _, text = get(port, "/metrics")
-        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-        assert values["aggregator_up"] == values["aggregator_healthy"] == values["aggregator_trusted"] == "1.0"
-        assert values['aggregator_runs_total{job="refresh",outcome="done"}'] == "1.0"
-        assert values["aggregator_folded_events_total"] == "1.0"
-        assert 0 <= float(values["aggregator_lag_seconds"]) < 60
-        assert get(port, "/")[0] == 404
-    finally:
-        one.monitor.stop()
 
 
 def test_the_command_in_the_foreground(db: Database) -> None:

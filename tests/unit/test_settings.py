@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from datetime import datetime, timezone
 
+import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from aggregator.db import DatabaseError, connect
 from aggregator.errors import AggregatorError, UsageError
@@ -94,7 +96,15 @@ def test_environment_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
         ("step_events", "0", "greater than or equal to 1"),
         ("step_events", "many", "integer"),
         ("wait_timeout", "-1", "greater than or equal to 0"),
-        ("lock_timeout", "0", "greater than 0"),
+        ("lock_timeout", "0", "greater than or equal to 0.001"),
+        ("lock_timeout", "0.0009", "greater than or equal to 0.001"),
+        ("lock_timeout", "inf", "finite"),
+        ("lock_timeout", "1e7", "less than or equal to 86400"),
+        ("wait_timeout", "nan", "finite"),
+        ("refresh_every", "inf", "finite"),
+        ("step_events", "9223372036854775808", "less than or equal to"),
+        ("verify_days", "99999999", "less than or equal to"),
+        ("database_url", " ", "it is empty"),
         ("lock_retries", "-1", "greater than or equal to 0"),
     ],
 )
@@ -194,3 +204,32 @@ def test_no_password_in_settings() -> None:
     """Settings are shown without the connection string."""
     settings = Settings(database_url="postgresql://user:s3cret@host/database")  # type: ignore[arg-type]
     assert "s3cret" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("verify_days", 10_000_000), ("keep_history_days", 10_000_000), ("keep", "999999w"), ("keep", "10000000d")],
+)
+def test_days_that_no_date_reaches(name: str, value: object) -> None:
+    """More than a thousand years of days is refused, naming the setting and the bound."""
+    with pytest.raises(UsageError, match=rf"AGGREGATOR_{name.upper()}.*365000"):
+        load_settings(**{name: value})
+
+
+def test_a_server_that_vanishes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection asks for keepalives and a timeout of unanswered data, unless the connection string has its own."""
+    asked: list[dict[str, object]] = []
+
+    def refuse(conninfo: str, **options: object) -> None:
+        asked.append({**conninfo_to_dict(conninfo), **options})
+        raise psycopg.OperationalError("a test says so")
+
+    monkeypatch.setattr(psycopg, "connect", refuse)
+    for url in ("host=a", "postgresql://a/b?keepalives_idle=7&tcp_user_timeout=0&connect_timeout=3"):
+        with pytest.raises(DatabaseError):
+            connect(Settings(database_url=url))  # type: ignore[arg-type]
+    names = ("connect_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout")
+    assert [[given[name] for name in names] for given in asked] == [
+        ["15", "30", "10", "3", "60000"],
+        ["3", "7", "10", "3", "0"],
+    ]
