@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -47,6 +47,9 @@ class Total:
     secondary_value_before: float | None
 
 
+COLUMNS = tuple(field.name for field in fields(Total))
+
+
 @dataclass(frozen=True)
 class Totals:
     """The rows in order of bucket, then the largest first; and how far they can be believed, as in ``Receipt``."""
@@ -56,6 +59,23 @@ class Totals:
     frontier: datetime | None
     exact: bool
     reasons: tuple[str, ...]
+
+    def as_document(self) -> dict[str, Any]:
+        """Return what JSON is made of: text for days and identifiers."""
+        return {
+            "totals": [
+                {
+                    **asdict(row),
+                    "bucket": row.bucket and str(row.bucket),
+                    "collection_id": row.collection_id and str(row.collection_id),
+                }
+                for row in self.rows
+            ],
+            "as_of": self.as_of.isoformat(),
+            "frontier": self.frontier and self.frontier.isoformat(),
+            "exact": self.exact,
+            "reasons": list(self.reasons),
+        }
 
 
 def usage_totals(
@@ -69,7 +89,7 @@ def usage_totals(
     until: datetime | None = None,
     collection_id: UUID | str | None = None,
 ) -> Totals:
-    """Return the sums of [since, until), by default of the last ``days`` local days up to and beyond now, by keys and grain.
+    """Return the sums of [since, until), by default of the last ``days`` local days before ``until``, by keys and grain.
 
     One statement in one snapshot, in the caller's transaction. ``fill``: zeros for gaps, and for groups that only the window
     before has. Raises UsageError for an unknown key or grain, and for what ``usage_overview`` raises it.

@@ -33,7 +33,8 @@ select (extract(epoch from p.as_of) operator(pg_catalog.*) 1000000)::pg_catalog.
        t.resource_type, t.job_type, t.model_level, t.event_count, t.total_value, t.secondary_value, t.unit, t.secondary_unit,
        t.event_count_before, t.total_value_before, t.secondary_value_before
   from (select coalesce(%(since)s::pg_catalog.timestamptz,
-                        usage.window_start(%(days)s::pg_catalog.numeric, (select s.time_zone from usage.state s))) as since) w
+                        usage.window_start(%(days)s::pg_catalog.numeric, (select s.time_zone from usage.state s),
+                                           coalesce(%(until)s::pg_catalog.timestamptz, pg_catalog.now()))) as since) w
  cross join usage.window_parts(w.since, %(until)s::pg_catalog.timestamptz) p
   left join usage.totals(w.since, %(until)s::pg_catalog.timestamptz, %(by)s::pg_catalog.text[], %(grain)s::pg_catalog.text,
                          %(fill)s::pg_catalog.bool, %(collection)s::pg_catalog.uuid)

@@ -191,6 +191,23 @@ def test_units_are_not_mixed(usage: Database) -> None:
     assert by_type["odd"] == by_type[None] == (False, None, None)
 
 
+def test_units_that_held(usage: Database) -> None:
+    """A window that reaches into days sealed with another definition names both units, and is not exact."""
+    seal.seal(usage.own, usage.settings, "2026-02-01")
+    metrics.set_metric(usage.own, metrics.Metric("tts", "seconds", unit="seconds"), force=True)
+    rebuild.rebuild(usage.own, usage.settings)
+
+    def unit(since: str, until: str | None) -> Any:
+        return dict(totals(usage, since, until, by=["resource_type"], columns="resource_type, unit"))["tts"]
+
+    assert unit("2026-01-15 00:00+01", None) == "characters / seconds"
+    assert unit("2026-04-01 00:00+02", "2026-04-11 00:00+02") == "seconds"
+    until = datetime(2026, 4, 1, tzinfo=timezone.utc)
+    found = usage_totals(usage.connection, by=["resource_type"], since=until - timedelta(days=80), until=until)
+    assert not found.exact
+    assert any("tts before 2026-02-01" in reason for reason in found.reasons)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
