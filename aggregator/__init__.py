@@ -1,10 +1,11 @@
 """Exact, fast usage rollups on PostgreSQL.
 
-The read function is ``usage_overview``; the rest is the command ``aggregator`` and the SQL functions of schema ``usage``.
+The read functions are ``usage_overview`` and ``usage_totals``; the rest is the command ``aggregator`` and the SQL functions of schema ``usage``.
 """
 
 from aggregator.errors import AggregatorError, UsageError
 from aggregator.read import AiUsage, CollectionUsage, DailyUsage, Overview, Receipt, usage_overview
+from aggregator.totals import Total, Totals, usage_totals
 
 __all__ = [
     "AggregatorError",
@@ -13,6 +14,9 @@ __all__ = [
     "DailyUsage",
     "Overview",
     "Receipt",
+    "Total",
+    "Totals",
     "UsageError",
     "usage_overview",
+    "usage_totals",
 ]

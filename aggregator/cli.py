@@ -27,6 +27,7 @@ from aggregator import refresh as refreshing
 from aggregator import scheduler as scheduling
 from aggregator import seal as sealing
 from aggregator import status as status_reading
+from aggregator import totals as summing
 from aggregator import verify as verifying
 from aggregator.errors import AggregatorError, Stopped, UsageError
 from aggregator.settings import Settings, load_settings, parse_instant
@@ -274,6 +275,45 @@ def show(
             if not found.receipt.exact:
                 for reason in found.receipt.reasons:
                     _note(f"NOT EXACT: {reason}", "yellow")
+
+
+@app.command()
+def totals(
+    database_url: DatabaseUrl = None,
+    by: Annotated[
+        str, typer.Option(metavar="KEYS", help="Any of collection, resource_type, job_type, model_level, with commas.")
+    ] = "resource_type",
+    grain: Annotated[str, typer.Option(metavar="GRAIN", help="Also by day, week (ISO) or month, or none.")] = "none",
+    fill: Annotated[
+        bool, typer.Option("--fill", help="Zeros for gaps, and for what only the window before has.")
+    ] = False,
+    days: Annotated[
+        int, typer.Option(help="The last N local days before --until, or before now; clamped into 1-365.")
+    ] = 30,
+    since: Annotated[
+        str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="INSTANT", help="End of the window, exclusive.")] = None,
+    collection: Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")] = None,
+    output: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+) -> None:
+    """Print sums of a window by any keys and grain, beside the window before it; exact to the microsecond."""
+    begin = None if since is None else parse_instant(since, "--since")
+    end = None if until is None else parse_instant(until, "--until")
+    keys = [key.strip() for key in by.split(",") if key.strip()]
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "totals") as connection, db.transaction(connection, read_only=True):
+        found = summing.usage_totals(
+            connection, by=keys, grain=grain, fill=fill, days=days, since=begin, until=end, collection_id=collection
+        )
+    if output is Format.json:
+        sys.stdout.write(render.as_json(sys.stdout, found.as_document()))
+    elif output is Format.csv:
+        render.csv_table(sys.stdout, summing.COLUMNS, [astuple(row) for row in found.rows])
+    else:
+        render.totals_table(terminal.console(), found, keys)
+    for reason in () if found.exact else found.reasons:
+        _note(f"NOT EXACT: {reason}", "yellow")
 
 
 _WATCH_SECONDS = (0.1, 86_400)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import ROUND_HALF_UP, Decimal
@@ -141,20 +140,27 @@ def usage_overview(
     clamped into 1-365, counted back from ``until`` if only that is given, and ignored if ``since`` is. Raises UsageError for a naive instant, ``since`` not before
     ``until``, or a collection_id that is no UUID, and psycopg.Error (not attached: ObjectNotInPrerequisiteState).
     """
+    parameters = bound_parameters(days=days, since=since, until=until, collection_id=collection_id)
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        rows = cursor.execute(SQL["overview"], parameters).fetchall()
+    return _overview(rows)
+
+
+def bound_parameters(
+    *, days: int, since: datetime | None, until: datetime | None, collection_id: UUID | str | None
+) -> dict[str, object]:
+    """Return what a window and a collection are to the statements of read.sql; raises UsageError as ``usage_overview``."""
     for name, instant in (("since", since), ("until", until)):
         if instant is not None and instant.utcoffset() is None:
             raise UsageError(f"{name} must have a time zone: {instant.isoformat()} has none")
     if since is not None and until is not None and since >= until:
         raise UsageError(f"since must be before until: {since.isoformat()} is not before {until.isoformat()}")
-    parameters: Mapping[str, object] = {
+    return {
         "days": max(1, min(365, days)),
         "since": since,
         "until": until,
         "collection": None if collection_id is None else _uuid(collection_id),
     }
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        rows = cursor.execute(SQL["overview"], parameters).fetchall()
-    return _overview(rows)
 
 
 def _uuid(value: UUID | str) -> UUID:
@@ -182,10 +188,9 @@ def _overview(rows: list[tuple[Any, ...]]) -> Overview:
                 AiUsage(collection_id, title, job_type, model_level, _whole(total), _whole(secondary), event_count)
             )
         elif section == "daily":
-            local_day = day if day in {"-infinity", "infinity"} else date.fromisoformat(day)
-            daily.append(DailyUsage(local_day, starts_at, resource_type, event_count, float(total)))
+            daily.append(DailyUsage(local_day(day), starts_at, resource_type, event_count, float(total)))
         else:
-            at, reached = _instant(as_of), None if frontier is None else _instant(frontier)
+            at, reached = read_instant(as_of), None if frontier is None else read_instant(frontier)
             receipt = Receipt(
                 at, reached, None if reached is None else at - reached, exact, tuple(reasons),
                 rollup_rows, raw_rows, pending,
@@ -194,7 +199,13 @@ def _overview(rows: list[tuple[Any, ...]]) -> Overview:
     return Overview(tuple(by_collection), tuple(ai_drilldown), tuple(daily), receipt)
 
 
-def _instant(microseconds: int) -> datetime:
+def local_day(text: str) -> date | Infinite:
+    """Return the day that a statement of read.sql gave as text; those outside years 1-9999 stay text."""
+    return text if text in {"-infinity", "infinity"} else date.fromisoformat(text)  # type: ignore[return-value]
+
+
+def read_instant(microseconds: int) -> datetime:
+    """Return the instant that a statement of read.sql gave as microseconds since the epoch."""
     return _EPOCH + timedelta(microseconds=microseconds)
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from aggregator.read import DailyUsage, Overview, Receipt
 from aggregator.status import Status
 from aggregator.terminal import Column, days_together, print_pieces, printable, quantity, sparkline, table
+from aggregator.totals import Totals
 from aggregator.verify import Difference
 
 SHOWN_ROWS = 25
@@ -191,12 +192,13 @@ _CSV_COLUMNS = (
 
 def show_csv(stream: TextIO, found: Overview) -> None:
     """Print all sections as one CSV table. Nulls, and columns that a section has not, are empty; an empty text is ``""``."""
-    lines = [",".join(_CSV_COLUMNS)]
-    for section, rows in found.as_contract().items():
-        for row in rows:
-            values = {"section": section, **row}
-            lines.append(",".join(_csv_field(values.get(column)) for column in _CSV_COLUMNS))
-    stream.write("\n".join(lines) + "\n")
+    rows = [{"section": section, **row} for section, rows in found.as_contract().items() for row in rows]
+    csv_table(stream, _CSV_COLUMNS, [[row.get(column) for column in _CSV_COLUMNS] for row in rows])
+
+
+def csv_table(stream: TextIO, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows as CSV with a header. Nulls are empty; an empty text is ``""``."""
+    stream.writelines(",".join(map(_csv_field, row)) + "\n" for row in (columns, *rows))
 
 
 def _csv_field(value: object) -> str:
@@ -222,6 +224,37 @@ def status_table(console: Console, status: Status) -> None:
 
 
 _UTC_SECOND = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\+00")
+
+
+def totals_table(console: Console, found: Totals, keys: Sequence[str]) -> None:
+    """Print sums by any keys, in readable units, each beside that of the window before."""
+    shown = {
+        "collection": lambda row: row.collection_title or row.collection_id or "(none)",
+        "resource_type": lambda row: row.resource_type or "(none)",
+        "job_type": lambda row: row.job_type or "(none)",
+        "model_level": lambda row: row.model_level or "(none)",
+    }
+    graded = any(row.bucket is not None for row in found.rows)
+    columns = [Column("from")] if graded else []
+    columns += [Column(key.replace("_", " "), shrinks_from=12) for key in keys]
+    columns += [Column("events", right=True), Column("total", right=True), Column("secondary", right=True)]
+    columns += [Column("events before", right=True), Column("total before", right=True)]
+
+    def number(value: float | None, unit: str | None) -> Text:
+        return Text("" if value is None else quantity(value, unit))
+
+    rows = [
+        [Text(str(row.bucket))] * graded
+        + [Text(printable(str(shown[key](row)))) for key in keys]
+        + [Text(f"{row.event_count:,}"), number(row.total_value, row.unit)]
+        + [number(row.secondary_value if row.secondary_unit else None, row.secondary_unit)]
+        + [Text("" if row.event_count_before is None else f"{row.event_count_before:,}")]
+        + [number(row.total_value_before, row.unit)]
+        for row in found.rows
+    ]
+    if not rows:
+        console.print("No usage in this window.")
+    print_pieces(console, _without_empty("Usage", columns, rows, console.width) if rows else ())
 
 
 def rows_table(console: Console, title: str, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

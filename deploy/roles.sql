@@ -62,6 +62,8 @@ begin
         usage.overview(numeric, uuid),
         usage.receipt(timestamptz, timestamptz, uuid),
         usage.overview_rows(timestamptz, timestamptz, uuid),
+        usage.totals(timestamptz, timestamptz, text[], text, boolean, uuid),
+        usage.window_parts(timestamptz, timestamptz),
         usage.window_start(numeric, text, timestamptz),
         usage.instant_text(timestamptz),
         usage.problems(interval, interval, bigint, numeric, interval),

@@ -108,3 +108,22 @@ select case when l.day in ('-infinity', 'infinity') then l.day else date_trunc('
        sum(l.event_count)::bigint, sum(l.total_value), sum(l.secondary_value)
   from ({live}) l (day, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value)
  group by 1, 2, 3, 4, 5
+
+-- totals --
+-- Any keys, as an array, and a grain; this window only. Values are null where resource types of different units meet.
+select case %(grain)s when 'day' then d.day when 'week' then date_trunc('week', d.day::timestamp)::date
+                      when 'month' then date_trunc('month', d.day::timestamp)::date end::text as bucket,
+       case when 'collection' = any(%(by)s::text[]) then e.collection_id end as collection_id,
+       case when 'resource_type' = any(%(by)s::text[]) then oracle.key_text(e.resource_type) end as resource_type,
+       case when 'job_type' = any(%(by)s::text[]) then oracle.key_text(e.detail ->> 'job_type') end as job_type,
+       case when 'model_level' = any(%(by)s::text[]) then oracle.key_text(e.detail ->> 'model_level') end as model_level,
+       count(*),
+       case when count(distinct u.unit) < 2 then coalesce(sum(oracle.value(e.resource_type, e.detail)), 0)::float8 end,
+       coalesce(sum(oracle.number(e.detail, 'tokens_out')) filter (where e.resource_type = 'ai'), 0)::float8
+  from {source} e,
+       lateral (select oracle.local_date(e.created_at, %(zone)s)) d (day),
+       lateral (select case e.resource_type when 'ai' then 'tokens' when 'whisper' then 'seconds' when 'tts' then 'characters'
+                                            when 'cas' then 'bytes' when 'bandwidth' then 'bytes' when 'livekit' then 'minutes' end) u (unit)
+ where e.created_at >= %(since)s::timestamptz and (%(until)s::timestamptz is null or e.created_at < %(until)s::timestamptz)
+   and (%(collection)s::uuid is null or e.collection_id = %(collection)s::uuid)
+ group by 1, 2, 3, 4, 5

@@ -20,5 +20,28 @@ select r.section,
            %(until)s::pg_catalog.timestamptz, %(collection)s::pg_catalog.uuid) r
  order by r.section, r.ordinal
 
+-- totals --
+-- As overview: a row at least, for what is said of the read. True: there is a group in it.
+select (extract(epoch from p.as_of) operator(pg_catalog.*) 1000000)::pg_catalog.int8,
+       case when pg_catalog.isfinite(p.frontier)
+            then (extract(epoch from p.frontier) operator(pg_catalog.*) 1000000)::pg_catalog.int8 end,
+       p.exact, p.reasons,
+       t.event_count is not null,
+       case when pg_catalog.isfinite(t.bucket) then pg_catalog.to_char(t.bucket::pg_catalog.timestamp, 'YYYY-MM-DD')
+            else t.bucket::pg_catalog.text end,
+       usage.instant_text(t.starts_at), t.collection_id::pg_catalog.text, t.collection_title,
+       t.resource_type, t.job_type, t.model_level, t.event_count, t.total_value, t.secondary_value, t.unit, t.secondary_unit,
+       t.event_count_before, t.total_value_before, t.secondary_value_before
+  from (select coalesce(%(since)s::pg_catalog.timestamptz,
+                        usage.window_start(%(days)s::pg_catalog.numeric, (select s.time_zone from usage.state s),
+                                           coalesce(%(until)s::pg_catalog.timestamptz, pg_catalog.now()))) as since) w
+ cross join usage.window_parts(w.since, %(until)s::pg_catalog.timestamptz) p
+  left join usage.totals(w.since, %(until)s::pg_catalog.timestamptz, %(by)s::pg_catalog.text[], %(grain)s::pg_catalog.text,
+                         %(fill)s::pg_catalog.bool, %(collection)s::pg_catalog.uuid)
+       with ordinality t (bucket, starts_at, collection_id, collection_title, resource_type, job_type, model_level,
+                          event_count, total_value, secondary_value, unit, secondary_unit,
+                          event_count_before, total_value_before, secondary_value_before, ordinal) on true
+ order by t.ordinal
+
 -- metrics --
 select m.resource_type, m.label, m.unit, m.secondary_unit from usage.metric m

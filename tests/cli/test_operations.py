@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -98,3 +99,29 @@ def test_views_and_the_nightly_run_by_hand(filled: Database) -> None:
     assert run(filled.dsn, "schedule", "--once").returncode == 1
     one_line(run(None, "schedule"), 2, "AGGREGATOR_DATABASE_URL")
     one_line(run(filled.dsn, "schedule", "--nightly-at", "25:00"), 2, "03:30")
+
+
+def test_totals(filled: Database) -> None:
+    """Sums by any keys as a table, JSON and CSV; wrong keys and grains are told in one line."""
+    result = run(filled.dsn, "totals", "--by", "resource_type", "--grain", "month", "--since", "2020-01-01T00:00Z")
+    assert result.returncode == 0, result.stderr
+    rows = filled.execute(
+        "select bucket::text, event_count from usage.totals('2020-01-01 00:00+00', null, '{resource_type}', 'month')"
+    )
+    for month, count in rows:
+        assert re.search(rf"{month}.* {count} ", result.stdout)
+    result = run(
+        filled.dsn, "totals", "--by", "collection, job_type", "--since", "2020-01-01T00:00Z", "--format", "json"
+    )
+    found = json.loads(result.stdout)
+    assert found["exact"] is True
+    assert sum(row["event_count"] for row in found["totals"]) == sum(count for _, count in rows)
+    result = run(filled.dsn, "totals", "--since", "2020-01-01T00:00Z", "--format", "csv")
+    assert result.stdout.startswith("bucket,starts_at,collection_id,")
+    for arguments, words in {
+        ("--by", "colour"): "there is no key 'colour'", ("--grain", "year"): "there is no 'year'",
+        ("--grain", "hour"): "there is no hourly rollup", ("--since", "2026-01-01"): "zone",
+    }.items():  # fmt: skip
+        result = run(filled.dsn, "totals", *arguments)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        assert words in result.stderr
