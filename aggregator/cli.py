@@ -243,7 +243,10 @@ def show(
     output: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
     rows: Annotated[int, typer.Option(min=0, help="Rows of a table at most, 0 for all.")] = render.SHOWN_ROWS,
     watch: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Draw the tables again so often, until Ctrl-C.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Draw the tables again so often, as far as the screen holds them, until Ctrl-C."
+        ),
     ] = None,
 ) -> None:
     """Print the usage overview of a window, exact to the microsecond."""
@@ -251,9 +254,8 @@ def show(
     end = None if until is None else parse_instant(until, "--until")
     if begin is not None and end is not None and begin >= end:
         raise UsageError("--since must be before --until")
-    console = terminal.console()
     if watch is not None:
-        _check_watch(watch, output, is_terminal=console.is_terminal)
+        _check_watch(watch, output)
     settings = load_settings(database_url=database_url)
     with _session(settings, "show") as connection:
 
@@ -262,13 +264,16 @@ def show(
                 found = read.usage_overview(connection, days=days, since=begin, until=end, collection_id=collection)
                 return found, {row[0]: row[2:] for row in connection.execute(read.SQL["metrics"]).fetchall()}
 
-        def tables() -> Iterator[RenderableType]:
-            return render.overview(console, *look(), rows)
+        if output is Format.table:
+            console = terminal.console()
 
-        if watch is not None:
-            terminal.watch(console, tables, watch)
-        elif output is Format.table:
-            terminal.print_pieces(console, tables())
+            def tables() -> Iterator[RenderableType]:
+                return render.overview(console, *look(), rows)
+
+            if watch is None:
+                terminal.print_pieces(console, tables())
+            else:
+                terminal.watch(console, tables, watch)
         else:
             found, _ = look()
             (render.show_json if output is Format.json else render.show_csv)(sys.stdout, found)
@@ -319,13 +324,13 @@ def totals(
 _WATCH_SECONDS = (0.1, 86_400)
 
 
-def _check_watch(seconds: float, output: Format, *, is_terminal: bool) -> None:
+def _check_watch(seconds: float, output: Format) -> None:
     least, most = _WATCH_SECONDS
     if not least <= seconds <= most:
         raise UsageError(f"--watch: {seconds:g} is not within {least:g} and {most:,} seconds")
     if output is not Format.table:
         raise UsageError("--watch draws tables: leave --format out")
-    if not is_terminal:
+    if not sys.stdout.isatty():
         raise UsageError("--watch draws on a terminal, and the output is none: leave it out")
 
 

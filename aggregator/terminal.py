@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -206,11 +207,9 @@ def print_pieces(target: Console, pieces: Iterable[RenderableType]) -> None:
 def watch(target: Console, pieces: Callable[[], Iterable[RenderableType]], seconds: float) -> None:
     """Draw in the terminal's other screen, again every so many seconds until Ctrl-C, and leave the last drawing behind."""
     last: list[RenderableType] = []
-    try:
-        with Live(console=target, screen=True, auto_refresh=False) as live:
-            while True:
-                last = list(pieces())
-                live.update(Group(Text(f"every {seconds:g} s until Ctrl-C", style="dim"), *last), refresh=True)
-                time.sleep(seconds)
-    except KeyboardInterrupt:
-        print_pieces(target, last)
+    with contextlib.suppress(KeyboardInterrupt), Live(console=target, screen=True, auto_refresh=False) as live:
+        while True:
+            last = list(pieces())
+            live.update(Group(Text(f"every {seconds:g} s until Ctrl-C", style="dim"), *last), refresh=True)
+            time.sleep(seconds)
+    print_pieces(target, last)
