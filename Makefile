@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench stress kill cli-reference clean
+.PHONY: demo test check bench stress kill superset-check cli-reference clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -33,8 +33,19 @@ stress: $(STAMP)  ## Concurrency, for minutes.
 kill: $(STAMP)  ## kill -9 of 220 clients and 73 crashes of the server, all seen at work, at random moments (a quarter of an hour).
 	AGGREGATOR_FAULT_KILLS=220 $(BIN)/python -m pytest -q -s tests/faults/test_kill.py
 
+# Superset's pins differ from ours: an environment of its own, for Python 3.11.
+SUPERSET := .venv-superset
+
+$(SUPERSET)/.installed: deploy/superset/requirements.txt
+	$(PYTHON) -m venv $(SUPERSET)
+	$(SUPERSET)/bin/pip install --quiet --disable-pip-version-check -r deploy/superset/requirements.txt
+	touch $(SUPERSET)/.installed
+
+superset-check: $(STAMP) $(SUPERSET)/.installed  ## The bundle of deploy/superset in a real Superset: every chart's sums, some minutes.
+	$(BIN)/python deploy/superset/check.py
+
 cli-reference: $(STAMP)  ## docs/cli.md from --help.
 	$(BIN)/python -m docs.generate
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SUPERSET) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

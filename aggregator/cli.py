@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import psycopg
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from aggregator import capture, db, jobs, matviews, migrations, read, render, terminal
+from aggregator import export as exporting
 from aggregator import history as history_reading
 from aggregator import metrics as definitions
 from aggregator import purge as purging
@@ -332,6 +334,43 @@ def _check_watch(seconds: float, output: Format) -> None:
         raise UsageError("--watch draws tables: leave --format out")
     if not sys.stdout.isatty():
         raise UsageError("--watch draws on a terminal, and the output is none: leave it out")
+
+
+@app.command()
+def export(
+    database_url: DatabaseUrl = None,
+    days: Annotated[int, typer.Option(help="The last N local days, clamped into 1-365.")] = 30,
+    since: Annotated[
+        str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="INSTANT", help="End of the window, exclusive.")] = None,
+    grain: Annotated[
+        str, typer.Option(metavar="day|month", help="A row for each key and local day, or month.")
+    ] = "day",
+    output_format: Annotated[str, typer.Option("--format", metavar="csv|parquet|ndjson", help="Of the file.")] = "csv",
+    collection: Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")] = None,
+    output: Annotated[
+        str, typer.Option(metavar="FILE", help="Replaced when whole, with FILE.meta.json; -: stdout.")
+    ] = "-",
+) -> None:
+    """Write the exact rows of a window, by day or month and whole key, to a file or stdout."""
+    begin = None if since is None else parse_instant(since, "--since")
+    end = None if until is None else parse_instant(until, "--until")
+    if output == "-" and output_format == "parquet" and sys.stdout.isatty():
+        raise UsageError("parquet is not for a terminal: give --output FILE")
+    settings = load_settings(database_url=database_url)
+    with _session(settings, "export") as connection:
+        exported = exporting.export_usage(
+            connection, sys.stdout.buffer if output == "-" else Path(output), output_format=output_format, grain=grain,
+            days=days, since=begin, until=end, collection_id=collection,
+        )  # fmt: skip
+    _note(
+        f"exported {exported.rows:,} rows from {exported.since:%Y-%m-%d %H:%M:%S} UTC"
+        + (f" until {exported.until:%Y-%m-%d %H:%M:%S} UTC" if exported.until else " on")
+        + f", as of {exported.as_of:%Y-%m-%d %H:%M:%S} UTC, {'exact' if exported.exact else 'NOT EXACT'}"
+    )
+    for reason in exported.reasons:
+        _note(f"note: {reason}", "yellow")
 
 
 @app.command()

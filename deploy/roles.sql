@@ -63,6 +63,7 @@ begin
         usage.receipt(timestamptz, timestamptz, uuid),
         usage.overview_rows(timestamptz, timestamptz, uuid),
         usage.totals(timestamptz, timestamptz, text[], text, boolean, uuid),
+        usage.export_rows(timestamptz, timestamptz, text, uuid),
         usage.window_parts(timestamptz, timestamptz),
         usage.window_start(numeric, text, timestamptz),
         usage.instant_text(timestamptz),

@@ -127,3 +127,19 @@ select case %(grain)s when 'day' then d.day when 'week' then date_trunc('week', 
  where e.created_at >= %(since)s::timestamptz and (%(until)s::timestamptz is null or e.created_at < %(until)s::timestamptz)
    and (%(collection)s::uuid is null or e.collection_id = %(collection)s::uuid)
  group by 1, 2, 3, 4, 5
+
+-- export --
+-- Rows of an export: bucket of a grain and whole key, with the title, in order; exact decimals without trailing zeros.
+select b.bucket::text, e.collection_id::text, n.title, oracle.key_text(e.resource_type) collate "C" as resource_type,
+       oracle.key_text(e.detail ->> 'job_type') collate "C" as job_type,
+       oracle.key_text(e.detail ->> 'model_level') collate "C" as model_level, count(*),
+       trim_scale(coalesce(sum(oracle.value(e.resource_type, e.detail)), 0)),
+       trim_scale(coalesce(sum(oracle.number(e.detail, 'tokens_out')) filter (where e.resource_type = 'ai'), 0))
+  from {source} e left join {titles} n on n.id = e.collection_id,
+       lateral (select oracle.local_date(e.created_at, %(zone)s)) d (day),
+       lateral (select case when %(grain)s = 'day' or not isfinite(d.day) then d.day
+                            else date_trunc('month', d.day::timestamp)::date end) b (bucket)
+ where e.created_at >= %(since)s::timestamptz and (%(until)s::timestamptz is null or e.created_at < %(until)s::timestamptz)
+   and (%(collection)s::uuid is null or e.collection_id = %(collection)s::uuid)
+ group by b.bucket, e.collection_id, n.title, 4, 5, 6
+ order by b.bucket, e.collection_id nulls last, 4 nulls last, 5 nulls last, 6 nulls last

@@ -270,4 +270,102 @@ end $$;
 comment on function usage.totals(timestamptz, timestamptz, text[], text, boolean, uuid) is
 'Usage in [since, until) by any of collection, resource_type, job_type, model_level and by grain (none, day, week, month), beside the window before; exact in this snapshot. Values are null where units differ. fill: zeros for gaps, and for keys that only the window before has.';
 
+-- Exact decimals, for exports: trim_scale, because what was added and taken off again leaves zeros behind the point, and a
+-- window reads the same whatever has been refreshed. The result goes to a tuplestore: over work_mem it lies on disk.
+create function usage.export_rows(
+    since timestamptz, until timestamptz default null, grain text default 'day', collection uuid default null)
+returns table (bucket date, collection_id uuid, collection_title text, resource_type text, job_type text, model_level text,
+               event_count bigint, total_value numeric, secondary_value numeric, unit text, secondary_unit text)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp set jit = off set row_security = off
+as $$
+    select w.bucket, w.collection_id, c.title, w.resource_type, w.job_type, w.model_level, w.event_count::bigint,
+           trim_scale(w.total_value), trim_scale(w.secondary_value), m.unit, m.secondary_unit
+      from usage.window_sums(since, until, collection, true, true, true, grain) w
+      left join usage.metric m on m.resource_type = w.resource_type collate "C"
+      left join usage.collection() c on c.id = w.collection_id
+     order by w.bucket, w.collection_id nulls last,
+              w.resource_type collate "C" nulls last, w.job_type collate "C" nulls last, w.model_level collate "C" nulls last
+$$;
+comment on function usage.export_rows(timestamptz, timestamptz, text, uuid) is
+'Usage in [since, until) by bucket of a grain (day, week, month, none) and whole key, with title and units: exact decimals, oldest bucket first; exact in this snapshot.';
+
+-- Comments that BI tools show, on every column that had none.
+do $$
+declare
+    described record;
+    span      text;
+begin
+    for described in
+        select c.oid::regclass::text as relation, a.attname::text as name,
+               case a.attname
+                    when 'month' then 'First day of the local month in the reporting zone; -infinity / infinity outside years 1-9999.'
+                    when 'collection_id' then 'Collection, or null.'
+                    when 'collection_title' then 'Title of the collection, or null'
+                        || case c.relkind when 'm' then '; as of the refresh of this view.' else ', as it is now.' end
+                    when 'resource_type' then 'Resource type, or null; long text is abridged.'
+                    when 'job_type' then 'detail->>job_type, or null; long text is abridged.'
+                    when 'model_level' then 'detail->>model_level, or null; long text is abridged.'
+                    when 'event_count' then 'Number of events.'
+                    when 'total_value' then 'Exact sum, in unit.'
+                    when 'rejected_count' then 'Events with a value that is no number: counted, adding 0.'
+                    when 'unit' then 'Unit of total_value; null where the type has no metric.'
+                    when 'secondary_unit' then 'Unit of secondary_value; null where the type has none.'
+               end as text
+          from pg_class c
+          join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+         where c.oid = any (array['usage.daily_live', 'usage.monthly_live', 'usage.trailing', 'usage.monthly_ranking']::regclass[])
+           and col_description(c.oid, a.attnum) is null
+    loop
+        if described.text is not null then
+            execute format('comment on column %s.%I is %L', described.relation, described.name, described.text);
+        end if;
+    end loop;
+    foreach span in array array['1d', '7d', '30d', '90d', '365d', 'previous_30d'] loop
+        execute format('comment on column usage.trailing.%I is %L', 'event_count_' || span,
+                       'Number of events' || case span when 'previous_30d' then ' of days 60 to 31 before as_of_day.'
+                       else format(' of the last %s whole days before as_of_day.', rtrim(span, 'd')) end);
+        execute format('comment on column usage.trailing.%I is %L', 'total_value_' || span,
+                       'Exact sum, in unit,' || case span when 'previous_30d' then ' of days 60 to 31 before as_of_day, to compare the last 30 with.'
+                       else format(' of the last %s whole days before as_of_day.', rtrim(span, 'd')) end);
+        execute format('comment on column usage.trailing.%I is %L', 'secondary_value_' || span,
+                       'Exact sum, in secondary_unit,' || case span when 'previous_30d' then ' of days 60 to 31 before as_of_day.'
+                       else format(' of the last %s whole days before as_of_day.', rtrim(span, 'd')) end);
+    end loop;
+end $$;
+comment on column usage.freshness.as_of is 'The moment of this read.';
+comment on column usage.freshness.attached is 'Whether capture is on: aggregator attach.';
+comment on column usage.freshness.time_zone is 'Reporting time zone, an IANA name; days and months are local to it.';
+comment on column usage.freshness.frontier is 'Events below this instant are in the rollups; -infinity before the first refresh.';
+comment on column usage.freshness.sealed_until is 'Below this instant the rollups are the record: raw rows may be gone; -infinity: nothing is sealed.';
+comment on column usage.freshness.last_refreshed is 'When a refresh last finished well.';
+comment on column usage.freshness.last_verified is 'When rollups were last found equal to the raw events, or made so.';
+comment on column usage.pending.sign is '1: the event is to be added; -1: to be taken off.';
+comment on column usage.pending.created_at is 'Instant of the event.';
+comment on column usage.pending.collection_id is 'Collection, or null.';
+comment on column usage.pending.resource_type is 'Resource type, or null, as the source has it.';
+comment on column usage.pending.detail is 'The event''s detail, as the source has it.';
+comment on column usage.rejected_event.created_at is 'Instant of the event.';
+comment on column usage.rejected_event.collection_id is 'Collection, or null.';
+comment on column usage.rejected_event.resource_type is 'Resource type, as the source has it.';
+comment on column usage.rejected_event.detail is 'The event''s detail, as the source has it.';
+comment on column usage.restatement.restated_at is 'When it was changed.';
+comment on column usage.restatement.collection_id is 'Collection, or null.';
+comment on column usage.restatement.resource_type is 'Resource type, or null; long text is abridged.';
+comment on column usage.restatement.job_type is 'detail->>job_type, or null; long text is abridged.';
+comment on column usage.restatement.model_level is 'detail->>model_level, or null; long text is abridged.';
+comment on column usage.restatement.reason is 'late, deleted, redefined (a metric was changed) or repaired (by verify).';
+comment on column usage.restatement.id is 'Number, in order of time.';
+comment on column usage.refresh_run.id is 'Number, in order of time.';
+comment on column usage.refresh_run.started_at is 'When it began.';
+comment on column usage.refresh_run.finished_at is 'When it ended; null: it runs, or was killed.';
+comment on column usage.verification.id is 'Number, in order of time.';
+comment on column usage.verification.verified_at is 'When it was compared.';
+comment on column usage.truncate_marker.id is 'Number, in order of time.';
+comment on column usage.truncate_marker.happened_at is 'When the source was truncated.';
+comment on column usage.metric_history.id is 'Number, in order of time.';
+comment on column usage.state.id is 'True: there is one row.';
+comment on column usage.health_limit.id is 'True: there is one row.';
+comment on column usage.alembic_version.version_num is 'The revision that schema usage is at.';
+
 select usage.restore_grants();
