@@ -1,7 +1,5 @@
 // What is shown lives in the URL, so that it can be kept, sent and gone back to.
 
-const UUID = /^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$/i;
-
 /** The view of an address. What is no whole number of days or no UUID is left to the server, whose refusal is shown. */
 export function read(search = location.search) {
   const query = new URLSearchParams(search);
@@ -44,5 +42,3 @@ export function windowWords(view) {
   const days = Math.max(1, Math.min(365, Number(view.days) || 30));
   return `the last ${days === 1 ? "day" : `${days} days`}${view.until ? ` until ${view.until}` : ""}`;
 }
-
-export const isUuid = (text) => UUID.test(text);

@@ -228,7 +228,8 @@ byId("windows").addEventListener("click", (event) => {
 });
 byId("reload").addEventListener("click", () => show());
 byId("forget").addEventListener("click", forget);
-window.addEventListener("popstate", () => show());
+// The skip link moves through the history as well, and asks for nothing.
+window.addEventListener("popstate", () => address.write(address.read()) !== address.write(view) && show());
 window.addEventListener("hashchange", () => {
   if (!location.hash.startsWith("#token=")) return;
   takeToken();

@@ -37,7 +37,7 @@ export function plain(text, length = SHOWN) {
 }
 
 /** Somebody's text, isolated so that its direction does not turn its neighbours. */
-export function foreign(text) {
+function foreign(text) {
   const long = text.length > 24;
   return el("bdi", { dir: "auto", class: "clip", title: long ? plain(text, HINTED) : null }, clip(text));
 }

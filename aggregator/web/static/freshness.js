@@ -13,6 +13,7 @@ export function freshness(receipt) {
   const line = el("span", { class: receipt.exact ? "exact" : "inexact" },
     el("strong", {}, receipt.exact ? "Exact" : "Not exact"), " as of ",
     el("time", { datetime: receipt.as_of, title: receipt.as_of }, momentWords(asOf)), `; ${parts.join("; ")}`);
-  const notes = receipt.reasons.map((reason) => el("span", { class: "reason" }, clip(reason, 300)));
+  // Of an exact answer they say why it was slow.
+  const notes = receipt.reasons.map((reason) => el("span", { class: receipt.exact ? "reason" : "reason inexact" }, clip(reason, 300)));
   return [line, ...notes];
 }
