@@ -48,7 +48,8 @@ class Application:
             routes.append(Route(PAGE + "{name:path}", files.serve_file))
         # A bare router: Starlette's own error handlers answer in plain text, and Guard's do not.
         inner = Router(routes, redirect_slashes=False, default=_nothing, lifespan=self._lifespan)
-        hosts = LOOPBACK if isinstance(authenticator, Nobody) else None
+        self.asks_for_tokens = not isinstance(authenticator, Nobody)
+        hosts = None if self.asks_for_tokens else LOOPBACK
         self.asgi: ASGIApp = Guard(inner, log, self.metrics, known_routes(paths, PAGE), hosts)
 
     @asynccontextmanager

@@ -32,7 +32,7 @@ _LARGEST = 1 << 20
 
 
 class KeysUnavailableError(AggregatorError):
-    """The JWK set cannot be had, and never could."""
+    """The JWK set is not there, and never was."""
 
 
 class Keys(Protocol):
@@ -101,7 +101,7 @@ class KeySet:
                 self._tried_at = now
                 self._fetch(self._url)
             if self._keys is None:
-                raise KeysUnavailableError
+                raise KeysUnavailableError(f"the keys of {self._url} are not to be had")
             keys = self._keys
         if kid is None and len(keys) == 1:
             return next(iter(keys.values()))

@@ -25,9 +25,18 @@ def serve(settings: Settings, *, insecure_local: bool) -> None:
     authenticator = _authenticator(settings, insecure_local=insecure_local)
     log = make_logger(settings.log_format)
     _check_database(settings, log)
-    listening = _listen(settings)
-    application = Application(settings, authenticator, log)
-    metrics = application.metrics.start(settings)
+    with _listen(settings) as listening:
+        application = Application(settings, authenticator, log)
+        metrics = application.metrics.start(settings)
+        try:
+            _run(application, listening, log)
+        finally:
+            if metrics is not None:
+                metrics.shutdown()
+                metrics.server_close()
+
+
+def _run(application: Application, listening: socket.socket, log: Any) -> None:
     server = uvicorn.Server(
         uvicorn.Config(
             application.asgi,
@@ -45,13 +54,8 @@ def serve(settings: Settings, *, insecure_local: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     host, port = listening.getsockname()[:2]
-    log.info("serving", host=host, port=port, tokens=not insecure_local)
-    try:
-        server.run(sockets=[listening])
-    finally:
-        if metrics is not None:
-            metrics.shutdown()
-            metrics.server_close()
+    log.info("serving", host=host, port=port, tokens=application.asks_for_tokens)
+    server.run(sockets=[listening])
     log.info("stopped")
 
 
@@ -82,9 +86,6 @@ def _listen(settings: Settings) -> socket.socket:
     host, port = settings.http_host, settings.http_port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], found[1])
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(found[4])
+        return socket.create_server(found[4][:2], family=found[0])
     except OSError as exc:
         raise AggregatorError(f"cannot listen on {host}:{port} ({exc.strerror}): set AGGREGATOR_HTTP_PORT") from exc
-    return listening
