@@ -27,7 +27,7 @@ export const hasToken = () => sessionStorage.getItem(KEY) !== null;
 export const keepToken = (token) => sessionStorage.setItem(KEY, token.trim());
 export const forgetToken = () => sessionStorage.removeItem(KEY);
 
-/** Get JSON; raises Refused for any answer but 200, with status 0 where there was none. */
+/** Get JSON, which is not left in the browser's cache; raises Refused for any answer but 200, with status 0 where there was none. */
 export async function get(path, query, signal) {
   const headers = { Accept: "application/json" };
   const token = sessionStorage.getItem(KEY);
@@ -35,7 +35,7 @@ export async function get(path, query, signal) {
   let answer;
   let text;
   try {
-    answer = await fetch(`${path}?${query}`, { headers, signal, credentials: "same-origin", cache: "no-cache" });
+    answer = await fetch(`${path}?${query}`, { headers, signal, credentials: "same-origin", cache: "no-store" });
     text = await answer.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
