@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         description="One statement: true if the user of the token, $user, a uuid, may see usage.",
     )
     http_max_reads: int = Field(default=8, ge=1, description="Requests that read at a time, each on a connection.")
-    http_max_waiting: int = Field(default=64, ge=0, description="Requests that wait for their turn; beyond: 503.")
+    http_max_waiting: int = Field(default=128, ge=0, description="Requests that wait for their turn; beyond: 503.")
     http_wait: float = Field(default=10.0, gt=0, description="Seconds that a request waits for its turn; beyond: 503.")
     http_statement_timeout: float = Field(default=30.0, gt=0, description="Seconds that one statement may take.")
     http_metrics_port: int | None = Field(
