@@ -100,8 +100,9 @@ function bars(days, wanted, y) {
 }
 
 function earlierPath(days, y) {
+  // Ticks: a line would hide the bars. None at zero, where there are many that say nothing.
   if (days.length <= 120) {
-    return days.map((day, index) => (day.before === null ? "" : `M${index + 0.06} ${round(y(Number(day.before)))}h0.88`)).join("");
+    return days.map((day, index) => (Number(day.before) ? `M${index + 0.06} ${round(y(Number(day.before)))}h0.88` : "")).join("");
   }
   let pen = "M";
   return days.map((day, index) => {

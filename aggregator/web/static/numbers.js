@@ -69,7 +69,7 @@ function duration(seconds) {
   return hours >= 100 ? `${Math.round(whole / 3600).toLocaleString("en")} h` : `${hours} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
-export const words = (value, unit) => quantity(value, unit).join(" ").trim();
+export const words = (value, unit) => quantity(value, unit === "events" && value === 1 ? "event" : unit).join(" ").trim();
 
 export const count = (value, one, many = `${one}s`) => `${exact(value)} ${value === 1 ? one : many}`;
 
@@ -100,6 +100,7 @@ export function change(value, before) {
   if (then === 0) return { sign: 1, text: "new" };
   const ratio = (now - then) / Math.abs(then);
   const sign = Math.sign(ratio);
+  if (ratio >= 1000) return { sign, text: "over 1,000 times" };
   if (ratio >= 10) return { sign, text: `${fixed(now / then, 0)} times` };
   return { sign, text: Math.abs(ratio) < 0.0005 ? "under 0.1 %" : `${ratio > 0 ? "+" : "−"}${percent(Math.abs(ratio))}` };
 }
