@@ -94,20 +94,29 @@ class KeySet:
 
     def find(self, kid: Any) -> RSAPublicKey:
         """Return the key that ``kid`` names, or the only one; raise KeysUnavailableError if the set was never there."""
-        with self._lock:
-            now = self._clock()
-            stale = kid not in (self._keys or {}) or now - self._fetched_at > _GOOD_FOR
-            if self._url is not None and stale and now - self._tried_at > _BETWEEN_FETCHES:
-                self._tried_at = now
-                self._fetch(self._url)
-            if self._keys is None:
-                raise KeysUnavailableError(f"the keys of {self._url} are not to be had")
-            keys = self._keys
+        keys = self._keys
+        if keys is None or kid not in keys or self._is_old():
+            keys = self._renewed(kid)
         if kid is None and len(keys) == 1:
             return next(iter(keys.values()))
         if kid not in keys:
             raise jwt.InvalidKeyError("no such key")
         return keys[kid]
+
+    def _is_old(self) -> bool:
+        return self._url is not None and self._clock() - self._fetched_at > _GOOD_FOR
+
+    def _renewed(self, kid: Any) -> dict[str | None, RSAPublicKey]:
+        """Fetch the keys, unless another thread just did; while they are fresh, tokens of keys that are known do not wait."""
+        with self._lock:
+            now = self._clock()
+            wanted = self._keys is None or kid not in self._keys or self._is_old()
+            if self._url is not None and wanted and now - self._tried_at > _BETWEEN_FETCHES:
+                self._tried_at = now
+                self._fetch(self._url)
+            if self._keys is None:
+                raise KeysUnavailableError(f"the keys of {self._url} are not to be had")
+            return self._keys
 
     def _fetch(self, url: str) -> None:
         try:
@@ -134,7 +143,7 @@ def _usable(text: bytes) -> dict[str | None, RSAPublicKey]:
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, dict) or entry.get("kty") != "RSA" or entry.get("use", "sig") != "sig":
             continue
-        if entry.get("alg", "RS256") != "RS256" or "d" in entry:
+        if entry.get("alg", "RS256") != "RS256" or "d" in entry or not isinstance(entry.get("kid"), str | None):
             continue
         try:
             key = jwt.PyJWK(entry, algorithm="RS256").key
