@@ -209,6 +209,73 @@ def _overtaken(step: refreshing.Progress) -> bool:
     return step.events >= step.expected
 
 
+@app.command()
+def serve(
+    database_url: DatabaseUrl = None,
+    http_host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Listen there. [env: AGGREGATOR_HTTP_HOST]")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="And there. [env: AGGREGATOR_HTTP_PORT]")
+    ] = None,
+    insecure_local: Annotated[
+        bool, typer.Option("--insecure-local", help="Ask for no token; on the loopback address only.")
+    ] = False,
+    http_jwt_public_key: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Check RS256 by it. [env: AGGREGATOR_HTTP_JWT_PUBLIC_KEY]")
+    ] = None,
+    http_jwt_jwks: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="Check RS256 by it. [env: AGGREGATOR_HTTP_JWT_JWKS]")
+    ] = None,
+    http_jwt_issuer: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Of tokens. [env: AGGREGATOR_HTTP_JWT_ISSUER]")
+    ] = None,
+    http_jwt_audience: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Of tokens. [env: AGGREGATOR_HTTP_JWT_AUDIENCE]")
+    ] = None,
+    http_access_query: Annotated[
+        str | None, typer.Option(metavar="SQL", help="May $user see it? [env: AGGREGATOR_HTTP_ACCESS_QUERY]")
+    ] = None,
+    http_max_reads: Annotated[
+        int | None, typer.Option(metavar="N", help="Reads at a time. [env: AGGREGATOR_HTTP_MAX_READS]")
+    ] = None,
+    http_max_waiting: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that may wait. [env: AGGREGATOR_HTTP_MAX_WAITING]")
+    ] = None,
+    http_wait: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="So long at most. [env: AGGREGATOR_HTTP_WAIT]")
+    ] = None,
+    http_statement_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Of a read. [env: AGGREGATOR_HTTP_STATEMENT_TIMEOUT]")
+    ] = None,
+    http_metrics_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Of metrics. [env: AGGREGATOR_HTTP_METRICS_PORT]")
+    ] = None,
+    http_metrics_host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of metrics. [env: AGGREGATOR_HTTP_METRICS_HOST]")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="text|json", help="Of the log lines. [env: AGGREGATOR_LOG_FORMAT]")
+    ] = None,
+) -> None:
+    """Serve the HTTP API and the admin page, until SIGTERM.
+
+    Needs a key to check tokens by: a public key, a JWK set, or AGGREGATOR_HTTP_JWT_SECRET, which is no option: others see those.
+    """
+    settings = load_settings(
+        database_url=database_url, http_host=http_host, http_port=http_port, http_jwt_public_key=http_jwt_public_key,
+        http_jwt_jwks=http_jwt_jwks, http_jwt_issuer=http_jwt_issuer, http_jwt_audience=http_jwt_audience,
+        http_access_query=http_access_query, http_max_reads=http_max_reads, http_max_waiting=http_max_waiting,
+        http_wait=http_wait, http_statement_timeout=http_statement_timeout, http_metrics_port=http_metrics_port,
+        http_metrics_host=http_metrics_host, log_format=log_format,
+    )  # fmt: skip
+    try:
+        from aggregator.web import server
+    except ModuleNotFoundError as exc:
+        raise UsageError(f"serve needs packages of its own ({exc.name}): pip install 'usage-aggregator[web]'") from exc
+    server.serve(settings, insecure_local=insecure_local)
+
+
 @contextmanager
 def _refresh_progress() -> Iterator[Callable[[refreshing.Progress], None]]:
     if not errors.is_terminal:

@@ -16,6 +16,9 @@ from aggregator.errors import UsageError
 MAX_DAYS = 365_000
 """A thousand years: days further back are none that events are of, nor dates that arithmetic can do."""
 
+_SECRET_BYTES = 32
+"""As RFC 7518 demands of HS256: as long as the hash."""
+
 _LIBPQ_TARGETS = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE")
 
 # No number that is set may overflow a PostgreSQL integer, interval or timeout, or a Python timedelta.
@@ -106,7 +109,36 @@ class Settings(BaseSettings):
         description="Port of the scheduler's metrics and health; without it there is none.",
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address that port is opened on.")
-    log_format: Literal["text", "json"] = Field(default="text", description="The scheduler's log lines: text or json.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines of schedule and serve: text or json."
+    )
+    http_host: str = Field(default="127.0.0.1", description="Address that serve listens on.")
+    http_port: int = Field(default=8080, ge=0, le=65535, description="Port that serve listens on; 0: any free one.")
+    http_jwt_secret: SecretStr | None = Field(
+        default=None, description="Tokens are HS256, by this secret of 32 bytes at least."
+    )
+    http_jwt_public_key: str | None = Field(
+        default=None, description="Tokens are RS256, by the public key in this PEM file."
+    )
+    http_jwt_jwks: str | None = Field(
+        default=None, description="Tokens are RS256, by a key of this JWK set: a file, or an https URL."
+    )
+    http_jwt_issuer: str | None = Field(default=None, description="Tokens must name this issuer (iss).")
+    http_jwt_audience: str | None = Field(
+        default=None, description="Tokens must name this audience (aud); without it they must name none."
+    )
+    http_access_query: str = Field(
+        default="select exists (select from public.edges where source_id = $user and edge_type in ('owner','admin'))",
+        description="One statement: true if the user of the token, $user, a uuid, may see usage.",
+    )
+    http_max_reads: int = Field(default=8, ge=1, description="Requests that read at a time, each on a connection.")
+    http_max_waiting: int = Field(default=128, ge=0, description="Requests that wait for their turn; beyond: 503.")
+    http_wait: float = Field(default=10.0, gt=0, description="Seconds that a request waits for its turn; beyond: 503.")
+    http_statement_timeout: float = Field(default=30.0, gt=0, description="Seconds that one statement may take.")
+    http_metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of serve's metrics; without it there is none."
+    )
+    http_metrics_host: str = Field(default="127.0.0.1", description="Address that port is opened on.")
 
     @field_validator("database_url")
     @classmethod
@@ -132,6 +164,26 @@ class Settings(BaseSettings):
             return datetime.strptime(value, "%H:%M").strftime("%H:%M")  # noqa: DTZ007 -- a time of day, of any zone
         except ValueError as exc:
             raise ValueError(f"{value!r} is no local time; write it like 03:30") from exc
+
+    @field_validator("http_jwt_secret")
+    @classmethod
+    def _strong(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            secret = value.get_secret_value()
+            if "-----BEGIN" in secret:
+                raise ValueError(
+                    "it is a key in PEM, not a secret; AGGREGATOR_HTTP_JWT_PUBLIC_KEY names the file of one"
+                )
+            if len(secret.encode()) < _SECRET_BYTES:
+                raise ValueError(f"it is shorter than {_SECRET_BYTES} bytes, so it can be guessed from a token")
+        return value
+
+    @field_validator("http_access_query")
+    @classmethod
+    def _asks_for_the_user(cls, value: str) -> str:
+        if "$user" not in value:
+            raise ValueError("it does not ask for $user, so everybody or nobody would be let in")
+        return value
 
     @field_validator("keep")
     @classmethod

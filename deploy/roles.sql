@@ -9,6 +9,10 @@
 --                 none. A grant on the source is enough, new partitions need none.
 -- usage_reader    reads answers, and no raw rows.
 --
+-- aggregator serve needs no more than usage_reader, and to see who may administer what:
+--
+--     grant select (source_id, edge_type) on public.edges to usage_reader;
+--
 -- They do not log in. Grant them to roles that do, and let the owner's act as usage_owner, so that all is owned by it:
 --
 --     create role migrator login in role usage_owner;   alter role migrator set role = usage_owner;

@@ -34,6 +34,9 @@ def test_contents(wheel: Path) -> None:
     for folder, place in (("alembic/sql", "aggregator/_alembic/sql"), ("aggregator/sql", "aggregator/sql")):
         for path in (ROOT / folder).glob("*.sql"):
             assert f"{place}/{path.name}" in names
+    static = ROOT / "aggregator" / "web" / "static"
+    for path in static.rglob("*"):
+        assert path.is_dir() or f"aggregator/web/static/{path.relative_to(static).as_posix()}" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"aggregator"}
     assert not any("__pycache__" in name for name in names)
 

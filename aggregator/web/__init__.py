@@ -1,0 +1,1 @@
+"""The HTTP API: ``aggregator serve``, with the packages of extra ``web``."""
