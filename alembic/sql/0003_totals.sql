@@ -282,7 +282,11 @@ as $$
     select w.bucket, w.collection_id, c.title, w.resource_type, w.job_type, w.model_level, w.event_count::bigint,
            trim_scale(w.total_value), trim_scale(w.secondary_value), m.unit, m.secondary_unit
       from usage.window_sums(since, until, collection, true, true, true, grain) w
-      left join usage.metric m on m.resource_type = w.resource_type collate "C"
+      left join usage.metric_definition m  -- the one that holds for the whole bucket, if there is one
+        on m.resource_type = w.resource_type collate "C"
+       and coalesce(w.bucket, '-infinity') >= m.day_from
+       and (m.day_to is null or case grain when 'day' then w.bucket when 'week' then w.bucket + 6
+                                           when 'month' then usage.next_month(w.bucket) - 1 else 'infinity' end < m.day_to)
       left join usage.collection() c on c.id = w.collection_id
      order by w.bucket, w.collection_id nulls last,
               w.resource_type collate "C" nulls last, w.job_type collate "C" nulls last, w.model_level collate "C" nulls last

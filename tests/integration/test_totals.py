@@ -202,6 +202,13 @@ def test_units_that_held(usage: Database) -> None:
 
     assert unit("2026-01-15 00:00+01", None) == "characters / seconds"
     assert unit("2026-04-01 00:00+02", "2026-04-11 00:00+02") == "seconds"
+    for grain, start, end in (("day", 1, 28), ("month", 1, 1)):
+        exported = usage.execute(
+            "select bucket < '2026-02-01', unit, count(distinct bucket) from usage.export_rows('-infinity', '2026-03-01 00:00+01', %s)"
+            " where resource_type = 'tts' group by 1, 2 order by 1", (grain,),
+        )  # fmt: skip
+        assert [row[:2] for row in exported] == [(False, "seconds"), (True, "characters")]
+        assert start <= exported[0][2] <= end
     until = datetime(2026, 4, 1, tzinfo=timezone.utc)
     found = usage_totals(usage.connection, by=["resource_type"], since=until - timedelta(days=80), until=until)
     assert not found.exact
