@@ -198,7 +198,9 @@ def show_csv(stream: TextIO, found: Overview) -> None:
 
 def csv_table(stream: TextIO, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows as CSV with a header. Nulls are empty; an empty text is ``""``."""
-    stream.writelines(",".join(map(_csv_field, row)) + "\n" for row in (columns, *rows))
+    # At once, so that what the encoding cannot hold leaves nothing half written.
+    text = "\n".join(",".join(map(_csv_field, row)) for row in (columns, *rows))
+    stream.write(text + "\n")
 
 
 def _csv_field(value: object) -> str:

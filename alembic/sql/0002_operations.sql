@@ -334,12 +334,19 @@ comment on column usage.refresh_run.status is
 
 -- Months are first days -----------------------------------------------------------------------------------------------
 
--- NOT VALID: nothing is read under the lock, and a row that somebody moved already does not stop the upgrade; verify finds it.
+-- NOT VALID first: a row that somebody moved already does not stop the upgrade; verify finds it.
 alter table usage.monthly add constraint monthly_month check (month = usage.month_of(month)) not valid;
 comment on constraint monthly_month on usage.monthly is 'A month is named by its first day: what lies elsewhere in it would count twice.';
 alter table usage.monthly_collection add constraint monthly_collection_month check (month = usage.month_of(month)) not valid;
 comment on constraint monthly_collection_month on usage.monthly_collection is
 'A month is named by its first day: what lies elsewhere in it would count twice.';
+do $$ begin  -- as what it is to tools that reflect the schema, unless such a row is there
+    if not exists (select from usage.monthly m where m.month <> usage.month_of(m.month))
+       and not exists (select from usage.monthly_collection m where m.month <> usage.month_of(m.month)) then
+        alter table usage.monthly validate constraint monthly_month;
+        alter table usage.monthly_collection validate constraint monthly_collection_month;
+    end if;
+end $$;
 
 -- Who is at work ----------------------------------------------------------------------------------------------------
 
@@ -1024,7 +1031,7 @@ begin
           from pg_proc new, pg_proc old, aclexplode(old.proacl) a
          where old.oid = 'usage.fingerprint_doubt()'::regprocedure and a.grantee not in (0, old.proowner)
            and new.pronamespace = 'usage'::regnamespace
-           and new.proname in ('partition_rows', 'nightly_due', 'refresh_view', 'analyze_changed', 'tail_events', 'problems')
+           and new.proname in ('partition_rows', 'source_tree', 'storage', 'nightly_due', 'refresh_view', 'analyze_changed', 'tail_events', 'problems')
     loop
         execute statement;
     end loop;

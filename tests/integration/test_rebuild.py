@@ -24,13 +24,13 @@ def filled(db: Database) -> Database:
     return db
 
 
-def stop_after(chunks: int) -> Callable[[], None]:
-    left = chunks + 1
+def stop_after(db: Database, chunks: int) -> Callable[[], None]:
+    """A check that stops once so many more chunks are repaired."""
+    repaired = "select count(*) from usage.verification where repaired"
+    enough = db.scalar(repaired) + chunks
 
     def check() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
+        if db.scalar(repaired) >= enough:
             raise Stopped
 
     return check
@@ -42,7 +42,7 @@ def interrupted(db: Database, chunks: int = 2) -> None:
     db.execute("update usage.state set trusted = false, distrust_reason = 'a test says so: run aggregator rebuild'")
     db.compare()
     with pytest.raises(Stopped):
-        rebuild.rebuild(db.own, db.settings, check=stop_after(chunks), progress=lambda _: db.compare())
+        rebuild.rebuild(db.own, db.settings, check=stop_after(db, chunks), progress=lambda _: db.compare())
     db.compare()
 
 
@@ -65,7 +65,7 @@ def test_an_interrupted_repair_is_taken_up_by_the_command_that_status_names(fill
         "alter table public.resource_usage_log enable always trigger usage_insert"
     )
     with pytest.raises(Stopped):
-        filled.verify(repair=True, check=stop_after(2))
+        filled.verify(repair=True, check=stop_after(filled, 2))
     assert [problem.remedy for problem in status.read_status(filled.own, filled.settings).problems] == [
         "run aggregator rebuild"
     ]
@@ -107,7 +107,7 @@ def test_a_range_is_rebuilt_and_no_other_day(filled: Database) -> None:
     filled.execute("update usage.daily set total_value = total_value + 1")
     since, until = "2026-02-11", "2026-04-01"
     with pytest.raises(Stopped):
-        rebuild.rebuild(filled.own, filled.settings, check=stop_after(1), since=since, until=until)
+        rebuild.rebuild(filled.own, filled.settings, check=stop_after(filled, 1), since=since, until=until)
     result = rebuild.rebuild(filled.own, filled.settings, since=since, until=until)
     assert (result.resumed_from, result.chunks) == (None, 2)
     wrong = "select day::text from usage.daily d where not exists (select from usage.daily_total t where (t.day, t.resource_type, t.total_value) = (d.day, d.resource_type, d.total_value)) group by 1 order by 1"
@@ -322,7 +322,7 @@ def test_a_reader_under_way_sees_one_frontier(filled: Database, monkeypatch: pyt
         reader.execute(b"set transaction isolation level repeatable read")
         believed = reader.execute(b"select usage.rolled_until()::text").fetchone()
         with monkeypatch.context() as patch, pytest.raises(AggregatorError, match="gave up"):
-            patch.setattr(fold, "_TRIES", 2)
+            patch.setattr(fold, "_PATIENCE", 0.05)
             patch.setattr(rebuild, "_READERS", 0.05)
             rebuild.reset_frontier(filled.own)
         assert reader.execute(b"select usage.rolled_until()::text").fetchone() == believed == ("infinity",)
@@ -344,7 +344,7 @@ def test_a_repair_that_began_later_is_not_spoken_for(filled: Database) -> None:
             filled.insert("2026-02-11 11:00+00", "ai", 0, '{"tokens_in": 2}')
             filled.execute("alter table public.resource_usage_log enable always trigger usage_insert")
             with connect(filled.settings) as other, pytest.raises(Stopped):
-                verify.verify(other, filled.settings, repair=True, check=stop_after(1))
+                verify.verify(other, filled.settings, repair=True, check=stop_after(filled, 1))
 
     assert not rebuild.rebuild(filled.own, filled.settings, progress=happen).trusted
     filled.compare()
