@@ -20,18 +20,19 @@ from aggregator.cli_base import DatabaseUrl, Format, Json, app, say, session
 from aggregator.errors import UsageError
 from aggregator.settings import load_settings, parse_instant
 
+Days = Annotated[int, typer.Option(help="The last N local days before --until, or before now; clamped into 1-365.")]
+Since = Annotated[str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")]
+Until = Annotated[str | None, typer.Option(metavar="INSTANT", help="End of the window, exclusive.")]
+Collection = Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")]
+
 
 @app.command()
 def show(
     database_url: DatabaseUrl = None,
-    days: Annotated[
-        int, typer.Option(help="The last N local days before --until, or before now; clamped into 1-365.")
-    ] = 30,
-    since: Annotated[
-        str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")
-    ] = None,
-    until: Annotated[str | None, typer.Option(metavar="INSTANT", help="End of the window, exclusive.")] = None,
-    collection: Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")] = None,
+    days: Days = 30,
+    since: Since = None,
+    until: Until = None,
+    collection: Collection = None,
     output: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
     rows: Annotated[int, typer.Option(min=0, help="Rows of a table at most, 0 for all.")] = render.SHOWN_ROWS,
     watch: Annotated[
@@ -84,14 +85,10 @@ def totals(
     fill: Annotated[
         bool, typer.Option("--fill", help="Zeros for gaps, and for what only the window before has.")
     ] = False,
-    days: Annotated[
-        int, typer.Option(help="The last N local days before --until, or before now; clamped into 1-365.")
-    ] = 30,
-    since: Annotated[
-        str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")
-    ] = None,
-    until: Annotated[str | None, typer.Option(metavar="INSTANT", help="End of the window, exclusive.")] = None,
-    collection: Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")] = None,
+    days: Days = 30,
+    since: Since = None,
+    until: Until = None,
+    collection: Collection = None,
     output: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
 ) -> None:
     """Print sums of a window by any keys and grain, beside the window before it; exact to the microsecond."""
@@ -129,16 +126,14 @@ def _check_watch(seconds: float, output: Format) -> None:
 @app.command()
 def export(
     database_url: DatabaseUrl = None,
-    days: Annotated[int, typer.Option(help="The last N local days, clamped into 1-365.")] = 30,
-    since: Annotated[
-        str | None, typer.Option(metavar="INSTANT", help="Instead of --days: ISO 8601, with zone.")
-    ] = None,
-    until: Annotated[str | None, typer.Option(metavar="INSTANT", help="End of the window, exclusive.")] = None,
+    days: Days = 30,
+    since: Since = None,
+    until: Until = None,
     grain: Annotated[
         str, typer.Option(metavar="day|month", help="A row for each key and local day, or month.")
     ] = "day",
     output_format: Annotated[str, typer.Option("--format", metavar="csv|parquet|ndjson", help="Of the file.")] = "csv",
-    collection: Annotated[str | None, typer.Option(metavar="UUID", help="Only this collection.")] = None,
+    collection: Collection = None,
     output: Annotated[
         str, typer.Option(metavar="FILE", help="Replaced when whole, with FILE.meta.json; -: stdout.")
     ] = "-",

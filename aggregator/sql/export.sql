@@ -6,7 +6,8 @@ select (extract(epoch from w.since) * 1000000)::int8, (extract(epoch from p.as_o
        case when isfinite(p.frontier) then (extract(epoch from p.frontier) * 1000000)::int8 end,
        p.exact, p.reasons, p.zone
   from (select coalesce(%(since)s::timestamptz,
-                        usage.window_start(%(days)s::numeric, (select s.time_zone from usage.state s))) as since) w
+                        usage.window_start(%(days)s::numeric, (select s.time_zone from usage.state s),
+                                           coalesce(%(until)s::timestamptz, now()))) as since) w
  cross join usage.window_parts(w.since, %(until)s::timestamptz) p
 
 -- fits --

@@ -327,6 +327,13 @@ def test_kill(db: Database, tmp_path: Path) -> None:
     assert target.read_bytes().count(b"\r\n") == 30_001
 
 
+def test_until_alone_counts_back(db: Database, tmp_path: Path) -> None:
+    """As everywhere: --days before --until, where that is given."""
+    until = datetime(2026, 5, 1, tzinfo=timezone.utc)
+    done = export.export_usage(db.own, tmp_path / "april.csv", days=30, until=until)
+    assert done.since == until - timedelta(days=30)
+
+
 def test_a_reader_may(db: Database) -> None:
     """The role of BI tools exports, and gets the same rows."""
     db.insert("2026-03-01 00:00+00", "ai", 0, '{"tokens_in": 1.5}')
