@@ -11,8 +11,9 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import psycopg
 from psycopg import IsolationLevel, errors, sql
 
 from aggregator import sql as sql_files
@@ -27,7 +28,13 @@ _PATIENCE = 120.0
 _LOCK_TIMEOUT = 1.0
 """Seconds of one try to lock the state: a fold's step may take longer, and then it is tried again."""
 
-ROLLUPS = ("daily", "daily_collection", "monthly", "monthly_collection", "daily_total")
+FACTS = {"daily": "day", "daily_collection": "day", "monthly": "month", "monthly_collection": "month"}
+"""The rollups that are kept by key number, each with its column of buckets; daily_total is the one other."""
+
+Range = tuple[str | None, str | None]
+"""[start, end) as ISO text."""
+
+NOTHING: Range = (None, None)
 
 Result = TypeVar("Result")
 
@@ -126,28 +133,84 @@ def with_retries(work: Callable[[], Result], check: Callable[[], None] = never) 
             pause = min(pause * 1.2, 0.5)
 
 
+def measured(connection: Connection, *, head_sign: int | None = None, head: Range = NOTHING, tail: Range = NOTHING,
+             late: Range = NOTHING, late_sign: int | None = None) -> sql.SQL:  # fmt: skip
+    """Return what to write in FROM for the signed events of some ranges [start, end), in the caller's snapshot.
+
+    It has the columns sign, late, created_at, the key's four, value, secondary, rejected. ISO text, or None for no range;
+    ``head`` are raw events with a sign, ``tail`` raw events with sign 1, ``late`` late changes (of both signs, if None).
+    """
+    row = connection.execute(
+        SQL["measured"],
+        {"head_sign": head_sign, "head_from": head[0], "head_to": head[1], "tail_from": tail[0], "tail_to": tail[1],
+         "late_from": late[0], "late_to": late[1], "late_sign": late_sign},
+    ).fetchone()  # fmt: skip
+    assert row is not None
+    # Made by our own function, which quotes what is the user's. A percent sign would begin a parameter.
+    return sql.SQL(row[0].replace("%", "%%"))
+
+
 def apply_delta(connection: Connection, *, derive: bool) -> None:
     """Add ``pg_temp.delta`` to the rollups; ``derive``: work out months and totals from its days first."""
+    subtracted = not derive
     if derive:
-        connection.execute(SQL["derive"])
-        connection.execute(SQL["derive_coarser"])
-    reasons = [reason for (reason,) in connection.execute(SQL["daily_reasons"]).fetchall()]
-    row = connection.execute(SQL["new_days"]).fetchone()
-    assert row is not None
-    new_days, new_days_of_collections = row
-    for reason in reasons:
-        # A row may appear once only, so a day is appended with its first reason, and merged with the next ones.
-        connection.execute(SQL["append_daily"], {"reason": reason, "days": new_days})
-        connection.execute(SQL["fold_daily"], {"reason": reason, "days": new_days})
-        new_days = []
-    connection.execute(SQL["append_daily_collection"], {"days": new_days_of_collections})
-    connection.execute(SQL["fold_daily_collection"], {"days": new_days_of_collections})
-    for rollup in ("monthly", "monthly_collection", "daily_total"):
-        connection.execute(SQL[f"fold_{rollup}"])
-    if not derive or any(reason is not None for reason in reasons):
-        for rollup in ROLLUPS:
-            connection.execute(SQL[f"sweep_{rollup}"])
+        row = connection.execute(SQL["daily_reasons"]).fetchone()
+        assert row is not None
+        reasons, subtracted = row
+        _number_keys(connection, "daily")
+        daily = "daily_delta"
+        if reasons > 1:
+            _run(connection, "merge_delta", {"delta": daily, "merged": "daily_merged"})
+            daily = "daily_merged"
+        derived = (
+            (daily, "daily_collection", "x.bucket", "x.collection_key"),
+            (daily, "monthly", "usage.month_of(x.bucket)", "x.key_id"),
+            ("daily_collection_delta", "monthly_collection", "usage.month_of(x.bucket)", "x.key_id"),
+        )
+        for finer, coarser, bucket, key in derived:
+            connection.execute(
+                sql.SQL(SQL["derive"]).format(
+                    delta=sql.Identifier(finer),
+                    coarser=sql.Identifier(f"{coarser}_delta"),
+                    bucket=sql.SQL(bucket),
+                    key=sql.SQL(key),
+                )
+            )
+        connection.execute(SQL["derive_total"])
+    else:
+        daily = "daily_delta"
+        for rollup in FACTS:
+            _number_keys(connection, rollup)
+        connection.execute(SQL["total_delta"])
+    for rollup, bucket in FACTS.items():
+        names = {"fact": f"{rollup}_fact", "bucket": bucket, "delta": daily if rollup == "daily" else f"{rollup}_delta"}
+        new = _run(connection, "new_buckets", names).fetchone()
+        assert new is not None
+        for block in ("append", "add"):
+            _run(connection, block, names, {"new": new[0]})
+        if subtracted:
+            _run(connection, "sweep", names)
+    connection.execute(SQL["add_total"])
+    if subtracted:
+        connection.execute(SQL["sweep_total"])
     connection.execute(SQL["count_version"])
+
+
+def _number_keys(connection: Connection, rollup: str) -> None:
+    """Make ``pg_temp.<rollup>_delta`` of one rollup's differences, with the numbers of their keys; number new ones."""
+    delta = f"{rollup}_delta"
+    connection.execute(sql.SQL(SQL["key_delta"]).format(delta=sql.Identifier(delta), rollup=sql.Literal(rollup)))
+    if _run(connection, "any_new_key", {"delta": delta}).fetchone() == (True,):
+        for block in ("add_collection_keys", "add_keys", "number_new_keys"):
+            _run(connection, block, {"delta": delta})
+
+
+def _run(
+    connection: Connection, block: str, names: dict[str, str], parameters: dict[str, object] | None = None
+) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Run a block of fold.sql with the names of tables and columns filled in."""
+    identifiers = {name: sql.Identifier(value) for name, value in names.items()}
+    return connection.execute(sql.SQL(SQL[block]).format(**identifiers), parameters)
 
 
 def distrust(connection: Connection, reason: str) -> None:

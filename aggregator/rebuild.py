@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from psycopg import sql
+
 from aggregator import fold, frontier, refresh, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
@@ -87,7 +89,9 @@ def _lower_row(connection: Connection, source: str) -> int:
         if not beyond:
             return 0
         connection.execute(fold.SQL["create_delta"])
-        connection.execute(SQL["take_out"], {"from": target, "to": state.frontier, "zone": state.time_zone})
+        beyond_it = (target, state.frontier)
+        measured = fold.measured(connection, head_sign=-1, head=beyond_it, late=beyond_it)
+        connection.execute(sql.SQL(SQL["take_out"]).format(measured=measured), {"zone": state.time_zone})
         row = connection.execute(SQL["taken_out"]).fetchone()
         assert row is not None
         fold.apply_delta(connection, derive=True)

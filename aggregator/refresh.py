@@ -352,16 +352,16 @@ def _fold(
     connection: Connection, settings: Settings, run: _Run, state: fold.State, target: str | None
 ) -> tuple[int, int, bool]:
     """Fold late changes and the raw events of one step; return how many of each, and whether there is more."""
-    connection.execute(fold.SQL["create_delta"])
-    late, more_late = _claim_late(connection, settings, state)
-    if late:
-        connection.execute(fold.SQL["restate"], {"run": run.id, "below": state.frontier_day})
-    more_raw = False
+    upper, more_raw = state.frontier, False
     if target is not None and _scalar(connection, "is_before", frontier=state.frontier, target=target):
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         upper, more_raw = _step_end(connection, settings, state, target)
-        _add_raw(connection, state.frontier, upper, state.time_zone)
+    _collect_raw(connection, state.frontier, upper, state.time_zone)
+    late, more_late = _claim_late(connection, settings, state)
+    if late:
+        connection.execute(fold.SQL["restate"], {"run": run.id, "below": state.frontier_day})
+    if upper != state.frontier:
         late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
         connection.execute(SQL["set_frontier"], {"frontier": upper})
     events = _scalar(connection, "counted")
@@ -396,7 +396,10 @@ def _claim_late(connection: Connection, settings: Settings, state: fold.State) -
     if state.trusted and _scalar(connection, "any_gone", limit=limit):
         raise _PartitionsChangedError
     for sign, reason in ((1, "late"), (-1, "deleted")):
-        connection.execute(SQL["add_late"], {"zone": state.time_zone, "limit": limit, "sign": sign, "reason": reason})
+        measured = fold.measured(connection, late=("-infinity", limit), late_sign=sign)
+        connection.execute(
+            sql.SQL(SQL["add_late"]).format(measured=measured), {"zone": state.time_zone, "reason": reason}
+        )
     return connection.execute(SQL["drop_claimed"], {"limit": limit}).rowcount, limit != state.frontier
 
 
@@ -421,15 +424,22 @@ def _step_end(connection: Connection, settings: Settings, state: fold.State, tar
     return (row[0], True) if row is not None else (target, False)
 
 
-def _add_raw(connection: Connection, lower: str, upper: str, zone: str) -> None:
-    """Collect the raw events of [lower, upper), a local day at a time."""
+def _collect_raw(connection: Connection, lower: str, upper: str, zone: str) -> None:
+    """Create the delta with the sums of the raw events of [lower, upper), each local day a query of its own."""
+    days: list[sql.Composed] = []
     while lower != upper:
         row = connection.execute(SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": zone}).fetchone()
         if row is None:
-            return
+            break
         day, end = row
-        connection.execute(SQL["add_raw"], {"day": day, "from": lower, "to": end})
+        measured = fold.measured(connection, tail=(lower, end))
+        days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured))
         lower = end
+    if not days:
+        connection.execute(fold.SQL["create_delta"])
+        return
+    rows = sql.SQL(" union all ").join(sql.SQL("({})").format(day) for day in days)
+    connection.execute(sql.SQL(fold.SQL["create_delta_of"]).format(rows=rows), {})
 
 
 def _estimate(connection: Connection, target: str) -> int:

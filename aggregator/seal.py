@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from psycopg import sql
+
 from aggregator import fold, refresh, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
@@ -67,7 +69,8 @@ def seal_in_snapshot(connection: Connection, state: fold.State, day: str) -> Non
     assert row is not None
     instant = row[0]
     connection.execute(fold.SQL["create_delta"])
-    connection.execute(SQL["add_late"], {"seal": instant, "zone": state.time_zone})
+    measured = fold.measured(connection, late=("-infinity", instant))
+    connection.execute(sql.SQL(SQL["add_late"]).format(measured=measured), {"zone": state.time_zone})
     connection.execute(fold.SQL["restate"], {"run": None, "below": None})
     fold.apply_delta(connection, derive=True)
     connection.execute(SQL["drop_late"], {"seal": instant})

@@ -13,6 +13,8 @@ from datetime import date
 from decimal import Decimal
 from typing import Literal
 
+from psycopg import sql
+
 from aggregator import fold, frontier
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
@@ -263,9 +265,12 @@ def _verify_chunk(
         row = connection.execute(SQL["bounds"], days).fetchone()
         assert row is not None
         connection.execute(fold.SQL["create_delta"])
+        compared = (row[0], row[1])
+        differences = sql.SQL(SQL["differences"]).format(
+            measured=fold.measured(connection, tail=compared, late=compared)
+        )
         connection.execute(
-            b"insert into pg_temp.delta " + SQL["differences"].encode(),
-            {**days, "start": row[0], "end": row[1], "reason": _restatement_reason(state)},
+            sql.SQL("insert into pg_temp.delta {}").format(differences), {**days, "reason": _restatement_reason(state)}
         )
         count_row = connection.execute(SQL["count_differences"]).fetchone()
         assert count_row is not None

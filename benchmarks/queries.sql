@@ -107,5 +107,5 @@ values (%s, 'ai', '{{"job_type": "chat", "model_level": "large", "tokens_in": 12
 -- sizes --
 select pg_total_relation_size('public.resource_usage_log'),
        (select sum(pg_total_relation_size(r::regclass))
-          from unnest(array['usage.daily', 'usage.daily_collection', 'usage.daily_total',
-                            'usage.monthly', 'usage.monthly_collection']) r)::bigint
+          from unnest(array['usage.daily_fact', 'usage.daily_collection_fact', 'usage.daily_total',
+                            'usage.monthly_fact', 'usage.monthly_collection_fact', 'usage.key']) r)::bigint

@@ -77,9 +77,10 @@ begin
 
     -- Refreshing, verifying, scheduling.
     grant select, insert, update, delete on
-        usage.daily, usage.daily_collection, usage.daily_total, usage.monthly, usage.monthly_collection,
+        usage.daily_fact, usage.daily_collection_fact, usage.daily_total, usage.monthly_fact, usage.monthly_collection_fact,
         usage.late_change, usage.truncate_marker, usage.refresh_run, usage.verification, usage.restatement
         to usage_refresher;
+    grant select, insert on usage.key to usage_refresher;
     grant select, update on usage.state, usage.job, usage.view_refresh, usage.health_limit to usage_refresher;
     grant select, update on sequence usage.frontier_seq, usage.seal_seq to usage_refresher;
     grant select on usage.pending, usage.rejected_event to usage_refresher;

@@ -75,14 +75,14 @@ select e.created_at::pg_catalog.timestamptz, e.collection_id::pg_catalog.uuid, e
 -- event_function --
 create or replace function usage.event()
 returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
-language sql stable as {body}
+language sql stable parallel safe as {body}
 
 -- collection_body --
 select n.id::pg_catalog.uuid, n.title::pg_catalog.text from {titles} n
 
 -- collection_function --
 create or replace function usage.collection() returns table (id uuid, title text)
-language sql stable as {body}
+language sql stable parallel safe as {body}
 
 -- no_collection_body --
 select null::pg_catalog.uuid, null::pg_catalog.text where false
@@ -267,47 +267,43 @@ delete from usage.truncate_marker
 
 -- delete_daily --
 -- Rollups of days from the seal on; by DELETE, so that readers' snapshots stay whole.
-delete from usage.daily where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+delete from usage.daily_fact where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
 
 -- delete_daily_collection --
-delete from usage.daily_collection where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+delete from usage.daily_collection_fact where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
 
 -- delete_daily_total --
 delete from usage.daily_total where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
 
 -- delete_monthly --
-delete from usage.monthly
+delete from usage.monthly_fact
  where month >= (select usage.month_of(usage.local_day(sealed_until, time_zone)) from usage.state)
 
 -- delete_monthly_collection --
-delete from usage.monthly_collection
+delete from usage.monthly_collection_fact
  where month >= (select usage.month_of(usage.local_day(sealed_until, time_zone)) from usage.state)
 
 -- restore_monthly --
 -- The days below the seal of the month that the seal cuts.
-insert into usage.monthly
-       (month, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value, rejected_count)
-select usage.month_of(d.day), d.collection_id, d.resource_type, d.job_type, d.model_level,
-       sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
-  from usage.daily d, usage.state s
+insert into usage.monthly_fact (month, key_id, event_count, total_value, secondary_value, rejected_count)
+select usage.month_of(d.day), d.key_id, sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
+  from usage.daily_fact d, usage.state s
  where isfinite(s.sealed_until)
    and d.day >= usage.month_of(usage.local_day(s.sealed_until, s.time_zone))
    and d.day < usage.local_day(s.sealed_until, s.time_zone)
- group by 1, 2, 3, 4, 5
+ group by 1, 2
 
 -- restore_monthly_collection --
-insert into usage.monthly_collection
-       (month, collection_id, resource_type, event_count, total_value, secondary_value, rejected_count)
-select usage.month_of(d.day), d.collection_id, d.resource_type,
-       sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
-  from usage.daily_collection d, usage.state s
+insert into usage.monthly_collection_fact (month, key_id, event_count, total_value, secondary_value, rejected_count)
+select usage.month_of(d.day), d.key_id, sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
+  from usage.daily_collection_fact d, usage.state s
  where isfinite(s.sealed_until)
    and d.day >= usage.month_of(usage.local_day(s.sealed_until, s.time_zone))
    and d.day < usage.local_day(s.sealed_until, s.time_zone)
- group by 1, 2, 3
+ group by 1, 2
 
 -- rollups_left --
-select exists (select from usage.daily)
+select exists (select from usage.daily_fact)
 
 -- restore_grants --
 select usage.restore_grants()

@@ -32,192 +32,148 @@ update usage.state
    set trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = null
  where trusted or repair_day is not null
 
+-- measured --
+-- What to write in FROM for signed events: usage.measured_sql().
+select usage.measured_sql(%(head_sign)s, %(head_from)s::timestamptz, %(head_to)s::timestamptz, null, null, null,
+                          %(tail_from)s::timestamptz, %(tail_to)s::timestamptz,
+                          %(late_from)s::timestamptz, %(late_to)s::timestamptz, %(late_sign)s)
+
 -- count_version --
 update usage.state set version = version + 1 where exists (select from pg_temp.delta)
 
 -- create_delta --
 -- Differences that this transaction adds to the rollups. reason: null for raw events at the tail.
 create temporary table delta (
-    rollup text not null, bucket date not null,
-    collection_id uuid, resource_type text collate "C", job_type text collate "C", model_level text collate "C",
-    event_count bigint not null, total_value numeric not null, secondary_value numeric not null, rejected_count bigint not null,
-    reason text
+    rollup text, bucket date, collection_id uuid, resource_type text collate "C", job_type text collate "C", model_level text collate "C",
+    event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint, reason text
 ) on commit drop
 
+-- create_delta_of --
+-- The same, filled by a statement that parallel workers may run: an INSERT never is.
+create temporary table delta on commit drop as {rows}
+
+-- key_delta --
+-- The differences of one rollup by the numbers of their keys; null: a key that is new (of a value of several columns IS
+-- NULL says something else).
+create temporary table {delta} on commit drop as
+select x.bucket, k.id as key_id, k.collection_key, x.event_count, x.total_value, x.secondary_value, x.rejected_count,
+       case when k.id is null then row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns end as new_key
+  from pg_temp.delta x
+  left join usage.key k on row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns
+                         = row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns
+ where x.rollup = {rollup}
+
+-- any_new_key --
+select exists (select from pg_temp.{delta} x where x.key_id is null)
+
+-- add_collection_keys --
+-- Numbered one after the other: folds are serialized by the state's row.
+insert into usage.key (id, collection_id, resource_type, collection_key)
+select x.id, (x.key).collection_id, (x.key).resource_type, x.id
+  from (select coalesce((select max(k.id) from usage.key k), 0) + row_number() over () as id, n.key
+          from (select distinct row((d.new_key).collection_id, (d.new_key).resource_type, null, null)::usage.key_columns as key
+                  from pg_temp.{delta} d where d.key_id is null) n
+         where not exists (select from usage.key k
+                            where row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns = n.key)) x
+
+-- add_keys --
+insert into usage.key (id, collection_id, resource_type, job_type, model_level, collection_key)
+select coalesce((select max(k.id) from usage.key k), 0) + row_number() over (),
+       (x.key).collection_id, (x.key).resource_type, (x.key).job_type, (x.key).model_level, c.id
+  from (select distinct d.new_key as key from pg_temp.{delta} d where d.key_id is null) x
+  join usage.key c on row(c.collection_id, c.resource_type, c.job_type, c.model_level)::usage.key_columns
+                    = row((x.key).collection_id, (x.key).resource_type, null, null)::usage.key_columns
+ where (x.key).job_type is not null or (x.key).model_level is not null
+
+-- number_new_keys --
+update pg_temp.{delta} x
+   set key_id = k.id, collection_key = k.collection_key
+  from usage.key k
+ where x.key_id is null
+   and row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns = x.new_key
+
+-- merge_delta --
+-- Of several reasons: a row may appear once only.
+create temporary table {merged} on commit drop as
+select x.bucket, x.key_id, x.collection_key, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
+       sum(x.secondary_value) as secondary_value, sum(x.rejected_count)::bigint as rejected_count
+  from pg_temp.{delta} x
+ group by 1, 2, 3
+
 -- derive --
--- What the days' differences mean for the months, the collections and the totals.
-insert into pg_temp.delta
-select 'monthly', usage.month_of(x.bucket), x.collection_id, x.resource_type, x.job_type, x.model_level,
-       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
-  from pg_temp.delta x
- where x.rollup = 'daily'
- group by 2, 3, 4, 5, 6
-union all
-select 'daily_collection', x.bucket, x.collection_id, x.resource_type, null, null,
-       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
-  from pg_temp.delta x
- where x.rollup = 'daily'
- group by 2, 3, 4
+-- What the differences of one rollup mean for a coarser one.
+create temporary table {coarser} on commit drop as
+select {bucket} as bucket, {key} as key_id, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
+       sum(x.secondary_value) as secondary_value, sum(x.rejected_count)::bigint as rejected_count
+  from pg_temp.{delta} x
+ group by 1, 2
 
--- derive_coarser --
-insert into pg_temp.delta
-select 'monthly_collection', usage.month_of(x.bucket), x.collection_id, x.resource_type, null, null,
-       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
-  from pg_temp.delta x
- where x.rollup = 'daily_collection'
- group by 2, 3, 4
-union all
-select 'daily_total', x.bucket, null, x.resource_type, null, null,
-       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), null
-  from pg_temp.delta x
- where x.rollup = 'daily_collection'
- group by 2, 4
+-- derive_total --
+create temporary table daily_total_delta on commit drop as
+select x.bucket, k.resource_type, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
+       sum(x.secondary_value) as secondary_value, sum(x.rejected_count)::bigint as rejected_count
+  from (select d.bucket, d.key_id, d.event_count, d.total_value, d.secondary_value, d.rejected_count
+          from pg_temp.daily_collection_delta d) x
+  join usage.key k on k.id = x.key_id
+ group by 1, 2
 
--- daily_reasons --
-select distinct x.reason from pg_temp.delta x where x.rollup = 'daily'
-
--- append_daily --
--- Days that have no rows yet: nothing to conflict with, half the cost. In key order, for the index's sake.
-insert into usage.daily
-       (day, collection_id, resource_type, job_type, model_level,
-        event_count, total_value, secondary_value, rejected_count)
-select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.delta x
- where x.rollup = 'daily'
-   and x.reason is not distinct from %(reason)s
-   and x.bucket = any(%(days)s::date[])
- order by x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level
-
--- fold_daily --
--- One reason at a time: a row may appear once only. days: those that were just appended.
-insert into usage.daily as d
-       (day, collection_id, resource_type, job_type, model_level,
-        event_count, total_value, secondary_value, rejected_count)
-select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.delta x
- where x.rollup = 'daily'
-   and x.reason is not distinct from %(reason)s
-   and x.bucket <> all(%(days)s::date[])
-    on conflict on constraint daily_key do update
-   set event_count = d.event_count + excluded.event_count,
-       total_value = d.total_value + excluded.total_value,
-       secondary_value = d.secondary_value + excluded.secondary_value,
-       rejected_count = d.rejected_count + excluded.rejected_count
-
--- sweep_daily --
--- Rows that became nothing; only what was subtracted from can have.
-delete from usage.daily r
- using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily') touched
- where r.day = touched.bucket
-   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
-
--- fold_monthly --
-insert into usage.monthly as m
-       (month, collection_id, resource_type, job_type, model_level,
-        event_count, total_value, secondary_value, rejected_count)
-select x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.delta x
- where x.rollup = 'monthly'
-   and x.bucket = usage.month_of(x.bucket)
-    on conflict on constraint monthly_key do update
-   set event_count = m.event_count + excluded.event_count,
-       total_value = m.total_value + excluded.total_value,
-       secondary_value = m.secondary_value + excluded.secondary_value,
-       rejected_count = m.rejected_count + excluded.rejected_count
-
--- sweep_monthly --
--- And what only a repair touches: a row whose month is no first day, all of which is taken away.
-delete from usage.monthly r
- using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly') touched
- where r.month = touched.bucket
-   and (r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
-        or r.month <> usage.month_of(r.month))
-
--- append_daily_collection --
-insert into usage.daily_collection
-       (day, collection_id, resource_type,
-        event_count, total_value, secondary_value, rejected_count)
-select x.bucket, x.collection_id, x.resource_type,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.delta x
- where x.rollup = 'daily_collection'
-   and x.bucket = any(%(days)s::date[])
- order by x.bucket, x.collection_id, x.resource_type
-
--- fold_daily_collection --
-insert into usage.daily_collection as d
-       (day, collection_id, resource_type,
-        event_count, total_value, secondary_value, rejected_count)
-select x.bucket, x.collection_id, x.resource_type,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.delta x
- where x.rollup = 'daily_collection'
-   and x.bucket <> all(%(days)s::date[])
-    on conflict on constraint daily_collection_key do update
-   set event_count = d.event_count + excluded.event_count,
-       total_value = d.total_value + excluded.total_value,
-       secondary_value = d.secondary_value + excluded.secondary_value,
-       rejected_count = d.rejected_count + excluded.rejected_count
-
--- sweep_daily_collection --
-delete from usage.daily_collection r
- using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily_collection') touched
- where r.day = touched.bucket
-   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
-
--- fold_monthly_collection --
-insert into usage.monthly_collection as m
-       (month, collection_id, resource_type,
-        event_count, total_value, secondary_value, rejected_count)
-select x.bucket, x.collection_id, x.resource_type,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.delta x
- where x.rollup = 'monthly_collection'
-   and x.bucket = usage.month_of(x.bucket)
-    on conflict on constraint monthly_collection_key do update
-   set event_count = m.event_count + excluded.event_count,
-       total_value = m.total_value + excluded.total_value,
-       secondary_value = m.secondary_value + excluded.secondary_value,
-       rejected_count = m.rejected_count + excluded.rejected_count
-
--- sweep_monthly_collection --
-delete from usage.monthly_collection r
- using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'monthly_collection') touched
- where r.month = touched.bucket
-   and (r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
-        or r.month <> usage.month_of(r.month))
-
--- fold_daily_total --
-insert into usage.daily_total as t
-       (day, resource_type,
-        event_count, total_value, secondary_value, rejected_count)
-select x.bucket, x.resource_type,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count
+-- total_delta --
+create temporary table daily_total_delta on commit drop as
+select x.bucket, x.resource_type, x.event_count, x.total_value, x.secondary_value, x.rejected_count
   from pg_temp.delta x
  where x.rollup = 'daily_total'
+
+-- new_buckets --
+-- Days or months that have no rows yet.
+select coalesce(array_agg(x.bucket::text), '{{}}')
+  from (select distinct d.bucket from pg_temp.{delta} d) x
+ where not exists (select from usage.{fact} f where f.{bucket} = x.bucket)
+
+-- append --
+-- Buckets that have no rows yet: nothing to conflict with, half the cost. In the order of the index.
+insert into usage.{fact} ({bucket}, key_id, event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.key_id, x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.{delta} x
+ where x.bucket = any(%(new)s::date[])
+ order by x.bucket, x.key_id
+
+-- add --
+-- A month whose name is no first day is only ever taken away: there is no such row.
+insert into usage.{fact} as f ({bucket}, key_id, event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.key_id, x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.{delta} x
+ where x.bucket <> all(%(new)s::date[])
+    on conflict ({bucket}, key_id) do update
+   set event_count = f.event_count + excluded.event_count,
+       total_value = f.total_value + excluded.total_value,
+       secondary_value = f.secondary_value + excluded.secondary_value,
+       rejected_count = f.rejected_count + excluded.rejected_count
+
+-- sweep --
+-- Rows that became nothing; only what was subtracted from can have.
+delete from usage.{fact} r
+ using (select distinct x.bucket from pg_temp.{delta} x) touched
+ where r.{bucket} = touched.bucket
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
+-- add_total --
+insert into usage.daily_total as t (day, resource_type, event_count, total_value, secondary_value, rejected_count)
+select x.bucket, x.resource_type, x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.daily_total_delta x
     on conflict on constraint daily_total_key do update
    set event_count = t.event_count + excluded.event_count,
        total_value = t.total_value + excluded.total_value,
        secondary_value = t.secondary_value + excluded.secondary_value,
        rejected_count = t.rejected_count + excluded.rejected_count
 
--- sweep_daily_total --
+-- sweep_total --
 delete from usage.daily_total r
- using (select distinct x.bucket from pg_temp.delta x where x.rollup = 'daily_total') touched
+ using (select distinct x.bucket from pg_temp.daily_total_delta x) touched
  where r.day = touched.bucket
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
--- new_days --
--- Days of the delta that have no rows in daily, and in daily_collection, yet.
-select coalesce(array_agg(x.bucket::text) filter (
-           where x.rollup = 'daily' and not exists (select from usage.daily d where d.day = x.bucket)), '{}'),
-       coalesce(array_agg(x.bucket::text) filter (
-           where x.rollup = 'daily_collection'
-             and not exists (select from usage.daily_collection d where d.day = x.bucket)), '{}')
-  from (select distinct y.rollup, y.bucket from pg_temp.delta y where y.rollup in ('daily', 'daily_collection')) x
+-- daily_reasons --
+select count(distinct coalesce(x.reason, '')), bool_or(x.reason is not null) from pg_temp.delta x where x.rollup = 'daily'
 
 -- restate --
 -- Changes with a reason, to days that were over when the frontier was last set (a repair: all of them).

@@ -14,8 +14,7 @@ insert into pg_temp.delta
 select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(e.sign), coalesce(sum(usage.signed(e.sign, e.value)), 0), coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
        coalesce(sum(e.sign) filter (where e.rejected), 0), 'repaired'
-  from usage.measured(-1, %(from)s::timestamptz, %(to)s::timestamptz, null, null, null, null, null,
-                      %(from)s::timestamptz, %(to)s::timestamptz, null) e
+  from {measured} e
  group by 2, 3, 4, 5, 6
 
 -- taken_out --

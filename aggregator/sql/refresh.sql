@@ -120,13 +120,12 @@ select coalesce(
       order by l.created_at limit 1),
     %(frontier)s::text)
 
--- add_raw --
+-- raw_day --
 -- One day at a time: a small hash table stays in the processor's cache, and the rollup's rows come in order of days.
-insert into pg_temp.delta
-select 'daily', %(day)s::date, e.collection_id, e.resource_type, e.job_type, e.model_level,
-       count(*), coalesce(sum(e.value), 0), coalesce(sum(e.secondary), 0), count(*) filter (where e.rejected), null
-  from usage.measured(null, null, null, null, null, null,
-                      %(from)s::timestamptz, %(to)s::timestamptz, null, null, null) e
+select 'daily' as rollup, {day}::date as bucket, e.collection_id, e.resource_type, e.job_type, e.model_level,
+       count(*) as event_count, coalesce(sum(e.value), 0) as total_value, coalesce(sum(e.secondary), 0) as secondary_value,
+       count(*) filter (where e.rejected) as rejected_count, null::text as reason
+  from {measured} e
  group by e.collection_id, e.resource_type, e.job_type, e.model_level
 
 -- add_late --
@@ -134,8 +133,7 @@ insert into pg_temp.delta
 select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(e.sign), coalesce(sum(usage.signed(e.sign, e.value)), 0), coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
        coalesce(sum(e.sign) filter (where e.rejected), 0), %(reason)s
-  from usage.measured(null, null, null, null, null, null, null, null,
-                      '-infinity', %(limit)s::timestamptz, %(sign)s) e
+  from {measured} e
  group by 2, 3, 4, 5, 6
 
 -- drop_claimed --

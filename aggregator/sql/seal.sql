@@ -20,8 +20,7 @@ insert into pg_temp.delta
 select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(e.sign), coalesce(sum(usage.signed(e.sign, e.value)), 0), coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
        coalesce(sum(e.sign) filter (where e.rejected), 0), case when e.sign > 0 then 'late' else 'deleted' end
-  from usage.measured(null, null, null, null, null, null, null, null,
-                      '-infinity', %(seal)s::timestamptz, null) e
+  from {measured} e
  group by e.sign, 2, 3, 4, 5, 6
 
 -- drop_late --

@@ -11,12 +11,12 @@ select s.source, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::
        (select j.finished_at::text from usage.job j where j.name = 'nightly'),
        (select r.error || ' (' || r.finished_at::text || ')' from usage.refresh_run r where r.error is not null order by r.id desc limit 1),
        (select min(v.refreshed_at)::text from usage.view_refresh v having bool_and(v.refreshed_at is not null)),
-       (select count(*) from usage.daily), (select sum(d.rejected_count)::bigint from usage.daily_total d),
+       (select count(*) from usage.daily_fact), (select sum(d.rejected_count)::bigint from usage.daily_total d),
        coalesce((select sum(t.rejected_count) / nullif(sum(t.event_count), 0) from usage.daily_total t
                   where t.day between usage.local_day(now(), s.time_zone) - 30 and usage.local_day(now(), s.time_zone)), 0)::float8,
        pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
-                         from unnest(array['usage.daily', 'usage.daily_collection', 'usage.daily_total',
-                                           'usage.monthly', 'usage.monthly_collection']) r))
+                         from unnest(array['usage.daily_fact', 'usage.daily_collection_fact', 'usage.daily_total',
+                                           'usage.monthly_fact', 'usage.monthly_collection_fact', 'usage.key']) r))
   from usage.state s, usage.freshness f
 
 -- problems --

@@ -3,12 +3,12 @@
 -- next_bucket --
 -- The first day from a given one on, below the frontier, that has rollup rows, events or late changes; null: none.
 select least(
-           (select min(d.day) from usage.daily d where d.day >= %(day)s::date),
-           (select min(c.day) from usage.daily_collection c where c.day >= %(day)s::date),
+           (select min(d.day) from usage.daily_fact d where d.day >= %(day)s::date),
+           (select min(c.day) from usage.daily_collection_fact c where c.day >= %(day)s::date),
            (select min(t.day) from usage.daily_total t where t.day >= %(day)s::date),
-           (select greatest(min(m.month), %(day)s::date) from usage.monthly m
+           (select greatest(min(m.month), %(day)s::date) from usage.monthly_fact m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
-           (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection m
+           (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection_fact m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
            (select usage.local_day(l.created_at, s.time_zone) from usage.late_change l
              where l.created_at >= usage.day_start(%(day)s::date, s.time_zone) and l.created_at < s.frontier
@@ -64,9 +64,7 @@ with expected as materialized (
            coalesce(sum(usage.signed(net.sign, e.secondary)), 0) as secondary_value,
            coalesce(sum(net.sign) filter (where e.rejected), 0) as rejected_count
       from usage.state s,
-           usage.measured(null, null, null, null, null, null,
-                          %(start)s::timestamptz, %(end)s::timestamptz,
-                          %(start)s::timestamptz, %(end)s::timestamptz, null) e,
+           {measured} e,
            lateral (select case when e.late then -e.sign else e.sign end) as net (sign)
      group by 1, 2, 3, 4, 5
 ), daily_difference as materialized (

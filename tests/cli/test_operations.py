@@ -65,7 +65,7 @@ def test_purge_and_seal(filled: Database) -> None:
 def test_verify_rebuild_and_history(filled: Database) -> None:
     """JSON names the differences by key and day; trust is off until a rebuild; the histories have it all."""
     filled.execute(
-        "update usage.daily set event_count = event_count + 1 where day = (select min(day) from usage.daily)"
+        "update usage.daily_fact set event_count = event_count + 1 where day = (select min(day) from usage.daily)"
     )
     found = run(filled.dsn, "verify", "--json")
     assert found.returncode == 1
@@ -94,7 +94,7 @@ def test_views_and_the_nightly_run_by_hand(filled: Database) -> None:
     assert once.returncode == 0
     assert json.loads(once.stderr)["job"] == "nightly"
     filled.execute(
-        "update usage.daily set event_count = event_count + 1 where day = (select max(day) from usage.daily)"
+        "update usage.daily_fact set event_count = event_count + 1 where day = (select max(day) from usage.daily)"
     )
     assert run(filled.dsn, "schedule", "--once").returncode == 1
     one_line(run(None, "schedule"), 2, "AGGREGATOR_DATABASE_URL")

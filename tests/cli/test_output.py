@@ -135,7 +135,9 @@ def test_histories_and_differences_are_readable(awkward: Database, columns: str)
     """verify, history and metric list at 80 columns: no value is folded or cut, and empty columns are left out."""
     awkward.execute("update usage.metric set unit = 'tokens' where resource_type = 'ai'")
     awkward.refresh()
-    awkward.execute("update usage.daily set total_value = total_value + 12345678901234 where resource_type = 'tts'")
+    awkward.execute(
+        "update usage.daily_fact set total_value = total_value + 12345678901234 where resource_type = 'tts'"
+    )
     found = run(awkward.dsn, "verify", COLUMNS=columns)
     assert found.returncode == 1
     assert found.stdout.count("-12,345,678,901,234") == 5, found.stdout

@@ -91,7 +91,7 @@ def make_work(db: Database, rng: random.Random) -> None:
     )
     if rng.random() < 0.4:
         db.execute(
-            "update usage.daily set total_value = total_value + 1 where day >= (select greatest(usage.local_day(sealed_until, time_zone), '2000-01-01') from usage.state)"
+            "update usage.daily_fact set total_value = total_value + 1 where day >= (select greatest(usage.local_day(sealed_until, time_zone), '2000-01-01') from usage.state)"
         )
         db.execute(
             "update usage.state set trusted = false, distrust_reason = 'a test says so: run aggregator rebuild', repair_day = null"

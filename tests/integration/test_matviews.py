@@ -79,7 +79,7 @@ def test_never_for_nothing(filled: Database) -> None:
     assert matviews.refresh_views(filled.own) == VIEWS
     filled.execute("update usage.view_refresh set as_of_day = as_of_day - 1 where view_name = 'trailing'")
     assert matviews.refresh_views(filled.own) == ("trailing",)
-    filled.execute("update usage.daily set total_value = total_value + 1")
+    filled.execute("update usage.daily_fact set total_value = total_value + 1")
     filled.verify(repair=True)
     assert matviews.refresh_views(filled.own) == VIEWS
     filled.execute("truncate public.resource_usage_log")

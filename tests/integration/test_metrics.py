@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 
@@ -269,11 +267,11 @@ def test_late_events_of_sealed_days_add_by_the_definition_of_then(filled: Databa
 
 
 def test_the_definition_of_today_for_sealed_days_is_caught(filled: Database) -> None:
-    """A mutation: measured() as release 0001 had it, which knows today's definition only."""
-    released = (Path(__file__).parents[2] / "alembic" / "sql" / "0001_functions.sql").read_text(encoding="utf-8")
-    measured = re.search(r"create (function usage\.measured\(.*?\nend;)", released, re.DOTALL)
-    assert measured
-    filled.execute(f"create or replace {measured[1]}")
+    """A mutation: measured_sql() knows today's definitions only."""
+    text = filled.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'measured_sql'")
+    today = "(select m.*, '-infinity'::timestamptz as valid_from, null::timestamptz as valid_to from usage.metric m) f"
+    assert text.count("usage.metric_definition f") == 1
+    filled.execute(text.replace("usage.metric_definition f", today))
     with pytest.raises(Mismatch):
         late_events_after_a_change(filled)
 

@@ -160,7 +160,7 @@ def test_nothing_unverified_is_deleted(filled: Database) -> None:
     """Rollups that differ from the raw events: none is deleted, reads are right at once, and after a repair it goes on."""
     filled.refresh()
     filled.execute(
-        "update usage.daily set total_value = total_value + 1 where day = (select min(day) from usage.daily)"
+        "update usage.daily_fact set total_value = total_value + 1 where day = (select min(day) from usage.daily)"
     )
     with pytest.raises(AggregatorError, match="verify --repair"):
         run(filled)

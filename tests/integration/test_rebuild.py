@@ -38,7 +38,7 @@ def stop_after(db: Database, chunks: int) -> Callable[[], None]:
 
 def interrupted(db: Database, chunks: int = 2) -> None:
     """A rebuild of corrupted rollups that are known to be, stopped after some chunks."""
-    db.execute("update usage.daily set total_value = total_value + 1")
+    db.execute("update usage.daily_fact set total_value = total_value + 1")
     db.execute("update usage.state set trusted = false, distrust_reason = 'a test says so: run aggregator rebuild'")
     db.compare()
     with pytest.raises(Stopped):
@@ -59,7 +59,7 @@ def test_goes_on_where_it_was_interrupted(filled: Database) -> None:
 
 def test_an_interrupted_repair_is_taken_up_by_the_command_that_status_names(filled: Database) -> None:
     """verify --repair that was stopped: rebuild, which is what there is to run, does the rest."""
-    filled.execute("update usage.daily set total_value = total_value + 1")
+    filled.execute("update usage.daily_fact set total_value = total_value + 1")
     filled.execute(
         "alter table public.resource_usage_log disable trigger usage_insert;"
         "alter table public.resource_usage_log enable always trigger usage_insert"
@@ -104,7 +104,7 @@ def test_memory_is_bounded(new_database: Any) -> None:
 
 def test_a_range_is_rebuilt_and_no_other_day(filled: Database) -> None:
     """Of [since, until) the days are mended, the rest stays as it is, and trust with it; stopped, it begins anew."""
-    filled.execute("update usage.daily set total_value = total_value + 1")
+    filled.execute("update usage.daily_fact set total_value = total_value + 1")
     since, until = "2026-02-11", "2026-04-01"
     with pytest.raises(Stopped):
         rebuild.rebuild(filled.own, filled.settings, check=stop_after(filled, 1), since=since, until=until)
@@ -171,7 +171,7 @@ def test_nothing_is_believed_that_happened_during_a_rebuild(filled: Database) ->
 
 def test_restatements_say_why(filled: Database) -> None:
     """redefined after a changed metric, repaired otherwise."""
-    filled.execute("update usage.daily set total_value = total_value + 1 where day = '2026-02-11'")
+    filled.execute("update usage.daily_fact set total_value = total_value + 1 where day = '2026-02-11'")
     filled.execute("update usage.state set trusted = false, distrust_reason = 'a test says so'")
     rebuild.rebuild(filled.own, filled.settings)
     assert filled.execute("select distinct reason from usage.restatement") == [("repaired",)]
@@ -357,7 +357,7 @@ def test_a_verification_in_between(filled: Database, day: str, resumes: bool) ->
     """That days differ which a rebuild has not come to is no news; that others do is."""
     interrupted(filled)
     if not resumes:
-        filled.execute("update usage.daily set total_value = total_value + 1 where day = %s::date", (day,))
+        filled.execute("update usage.daily_fact set total_value = total_value + 1 where day = %s::date", (day,))
     filled.verify(since=day)
     result = rebuild.rebuild(filled.own, filled.settings)
     assert (result.resumed_from is not None) == resumes

@@ -45,10 +45,10 @@ def test_a_second_refresh_folds_nothing(db: Database) -> None:
     """Refreshing again changes no rollup row."""
     db.insert("2026-01-01 10:00+00")
     db.refresh()
-    before = db.execute("select xmin::text, ctid::text from usage.daily")
+    before = db.execute("select xmin::text, ctid::text from usage.daily_fact")
     result = db.refresh()
     assert (result.events, result.late_changes) == (0, 0)
-    assert db.execute("select xmin::text, ctid::text from usage.daily") == before
+    assert db.execute("select xmin::text, ctid::text from usage.daily_fact") == before
 
 
 def test_a_forecast_folds_nothing(db: Database) -> None:

@@ -67,7 +67,7 @@ def test_reader_reads_answers_and_no_raw_rows(with_roles: Database) -> None:
         "select * from usage.rejected_event",
         "select * from usage.late_change",
         "select * from usage.pending_event()",
-        "delete from usage.daily",
+        "delete from usage.daily_fact",
         "update usage.state set frontier = now()",
         "select setval('usage.frontier_seq', 1)",
     ):
@@ -84,7 +84,7 @@ def test_refresher_refreshes_and_verifies(with_roles: Database) -> None:
         connection.execute("set role usage_refresher")
         assert refresh.refresh(connection, settings).status == "done"
         db.compare()
-        db.execute("update usage.daily set total_value = total_value + 1 where day = '2026-05-11'")
+        db.execute("update usage.daily_fact set total_value = total_value + 1 where day = '2026-05-11'")
         assert verify.verify(connection, settings).differences == 1
         assert verify.verify(connection, settings, repair=True).differences == 1
         db.compare()
@@ -318,7 +318,7 @@ def test_owner_does_everything(by_months: Database) -> None:
         assert metrics.set_metric(connection, metrics.Metric("tts", "letters"), force=True)
         assert rebuild.rebuild(connection, db.settings).trusted
         db.execute(
-            "update usage.daily set total_value = total_value + 1 where day = (select max(day) from usage.daily)"
+            "update usage.daily_fact set total_value = total_value + 1 where day = (select max(day) from usage.daily)"
         )
         assert rebuild.rebuild(connection, db.settings).differences == 1
         assert db.execute("select * from usage.by_collection('-infinity')") == history
@@ -357,8 +357,8 @@ def test_refresher_seals(by_months: Database) -> None:
         "insert into usage.job (name) values ('other')",
         "delete from usage.view_refresh",
         "update usage.alembic_version set version_num = '0001'",
-        "truncate usage.daily",
-        "alter table usage.daily add column other text",
+        "truncate usage.daily_fact",
+        "alter table usage.daily_fact add column other text",
         "drop table usage.late_change",
         "drop view usage.daily_live",
         "refresh materialized view usage.trailing",

@@ -482,19 +482,30 @@ def test_source_dropped(filled: Database) -> None:
 ROLLUPS = ("daily", "monthly", "daily_collection", "monthly_collection", "daily_total")
 
 
+def table_of(rollup: str) -> str:
+    """Return the table that holds a rollup: all but daily_total are kept by the numbers of their keys."""
+    return "usage.daily_total" if rollup == "daily_total" else f"usage.{rollup}_fact"
+
+
 @pytest.mark.parametrize("rollup", ROLLUPS)
 @pytest.mark.parametrize("damage", ["changed", "deleted", "invented", "emptied"])
 def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
     """verify names a rollup row that is wrong, missing or invented; --repair mends exactly that and records it."""
     bucket = "month" if rollup.startswith("monthly") else "day"
+    table, key, of_key = table_of(rollup), "key_id", "(select min(id) from usage.key where resource_type = 'invented')"
+    if rollup == "daily_total":
+        key, of_key = "resource_type", "'invented'"
+    plain.execute(
+        "insert into usage.key (id, resource_type, collection_key) select max(id) + 1, 'invented', max(id) + 1 from usage.key"
+    )
     plain.execute(
         {
-            "changed": f"update usage.{rollup} set total_value = total_value + 0.001, event_count = event_count + 2"
-            f" where ctid = (select min(ctid) from usage.{rollup})",
-            "deleted": f"delete from usage.{rollup} where ctid = (select max(ctid) from usage.{rollup})",
-            "invented": f"insert into usage.{rollup} ({bucket}, resource_type, event_count, total_value, secondary_value, rejected_count)"
-            " values ('2020-02-01', 'invented', 1, 2, 3, 4)",
-            "emptied": f"delete from usage.{rollup}",
+            "changed": f"update {table} set total_value = total_value + 0.001, event_count = event_count + 2"
+            f" where ctid = (select min(ctid) from {table})",
+            "deleted": f"delete from {table} where ctid = (select max(ctid) from {table})",
+            "invented": f"insert into {table} ({bucket}, {key}, event_count, total_value, secondary_value, rejected_count)"
+            f" values ('2020-02-01', {of_key}, 1, 2, 3, 4)",
+            "emptied": f"delete from {table}",
         }[damage]
     )
     found = plain.verify()
@@ -519,15 +530,15 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
 @pytest.mark.parametrize("to", ["elsewhere", "infinity", "-infinity"])
 def test_row_in_another_bucket(plain: Database, rollup: str, to: str) -> None:
     """A rollup row that was moved is found where it is and where it ought to be, and counts once after the repair."""
-    bucket = "month" if rollup.startswith("monthly") else "day"
+    bucket, table = "month" if rollup.startswith("monthly") else "day", table_of(rollup)
     if bucket == "month":
         with pytest.raises(psycopg.errors.CheckViolation):
-            plain.execute(f"update usage.{rollup} set month = month + 9")
-        plain.execute(f"alter table usage.{rollup} drop constraint {rollup}_month")
+            plain.execute(f"update {table} set month = month + 9")
+        plain.execute(f"alter table {table} drop constraint {rollup}_fact_month")
     # A row of the first bucket, to where there is none like it.
     target = f"{bucket} {'+' if bucket == 'month' else '-'} 9" if to == "elsewhere" else f"'{to}'"
     plain.execute(
-        f"update usage.{rollup} set {bucket} = {target} where ctid = (select ctid from usage.{rollup} order by {bucket} limit 1)"
+        f"update {table} set {bucket} = {target} where ctid = (select ctid from {table} order by {bucket} limit 1)"
     )
     found = plain.verify()
     assert {difference.rollup for difference in found.shown} == {rollup}
@@ -540,7 +551,7 @@ def test_row_in_another_bucket(plain: Database, rollup: str, to: str) -> None:
 def test_repair_of_some_days_leaves_the_rest(plain: Database) -> None:
     """A repair of a range of days mends those only, and does not turn trust on."""
     plain.execute(
-        "update usage.daily set total_value = total_value + 1; update usage.state set trusted = false, distrust_reason = 'test'"
+        "update usage.daily_fact set total_value = total_value + 1; update usage.state set trusted = false, distrust_reason = 'test'"
     )
     day = plain.scalar("select max(day)::text from usage.daily where day < current_date - 3")
     upper = plain.scalar("select (%s::date + 1)::text", (day,))

@@ -122,7 +122,7 @@ def test_everything_through_a_transaction_pooler(pooled: tuple[Database, Setting
         db.compare()
         assert rebuild.rebuild(connection, settings).differences == 0
         db.execute(
-            "update usage.daily set total_value = total_value + 1 where day = (select max(day) from usage.daily)"
+            "update usage.daily_fact set total_value = total_value + 1 where day = (select max(day) from usage.daily)"
         )
         assert verify.verify(connection, settings, repair=True).differences > 0
         db.compare()

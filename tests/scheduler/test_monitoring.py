@@ -75,7 +75,7 @@ def test_rejected_values_and_differences(db: Database, served: tuple[Scheduler, 
             (detail,),
         )
     db.refresh()
-    db.execute("update usage.daily set event_count = event_count + 1")
+    db.execute("update usage.daily_fact set event_count = event_count + 1")
     make_nightly_due(db)
     wake(one)
     values = scrape(one, port)

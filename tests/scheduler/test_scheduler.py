@@ -160,15 +160,15 @@ def test_the_nightly_run_analyzes_what_changed(db: Database) -> None:
     changed = "select min(n_mod_since_analyze) from pg_stat_user_tables where schemaname = 'usage' and relname in ('daily', 'daily_total')"
     until(lambda: db.scalar(changed) >= 100)
     vacuum = db.connect(autocommit=False)
-    vacuum.execute(b"lock table usage.daily in share update exclusive mode")
+    vacuum.execute(b"lock table usage.daily_fact in share update exclusive mode")
     held = nightly.run(db.own, db.settings)
     assert held.errors == []
     assert "usage.daily_total" in held.analyzed
-    assert "usage.daily" not in held.analyzed
+    assert "usage.daily_fact" not in held.analyzed
     vacuum.rollback()
-    assert db.scalar("select reltuples from pg_class where oid = 'usage.daily'::regclass") < 100
-    assert "usage.daily" in nightly.run(db.own, db.settings).analyzed
-    assert db.scalar("select reltuples from pg_class where oid = 'usage.daily'::regclass") == 100
+    assert db.scalar("select reltuples from pg_class where oid = 'usage.daily_fact'::regclass") < 100
+    assert "usage.daily_fact" in nightly.run(db.own, db.settings).analyzed
+    assert db.scalar("select reltuples from pg_class where oid = 'usage.daily_fact'::regclass") == 100
 
 
 def test_pruning_of_histories(db: Database) -> None:
@@ -266,7 +266,7 @@ def test_a_difference_turns_trust_off_and_fails_the_run(db: Database) -> None:
         "insert into public.resource_usage_log (resource_type, created_at) values ('ai', now() - interval '2 days')"
     )
     db.refresh()
-    db.execute("update usage.daily set event_count = event_count + 1")
+    db.execute("update usage.daily_fact set event_count = event_count + 1")
     make_nightly_due(db)
     one, log = scheduler(db)
     wake(one)
