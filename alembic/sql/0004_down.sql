@@ -1,5 +1,9 @@
 -- Back to 0003: wide rollups, and the functions that read them, as 0001 to 0003 have them.
-create table usage.wide_daily (
+alter view usage.daily rename to narrow_daily;
+alter view usage.daily_collection rename to narrow_daily_collection;
+alter view usage.monthly rename to narrow_monthly;
+alter view usage.monthly_collection rename to narrow_monthly_collection;
+create table usage.daily (
     day              date    not null,
     collection_id    uuid,
     resource_type    text    collate "C",
@@ -11,13 +15,13 @@ create table usage.wide_daily (
     rejected_count   bigint  not null,
     constraint daily_key unique nulls not distinct (collection_id, day, resource_type, job_type, model_level)
 ) with (fillfactor = 90);
-insert into usage.wide_daily (day, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value, rejected_count)
+insert into usage.daily (day, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value, rejected_count)
 select v.day, v.collection_id, v.resource_type, v.job_type, v.model_level, v.event_count, v.total_value, v.secondary_value, v.rejected_count
-  from usage.daily v
+  from usage.narrow_daily v
  order by v.day;
-alter table usage.wide_daily replica identity full;
-create index daily_day on usage.wide_daily (day);
-create table usage.wide_daily_collection (
+alter table usage.daily replica identity full;
+create index daily_day on usage.daily (day);
+create table usage.daily_collection (
     day              date    not null,
     collection_id    uuid,
     resource_type    text    collate "C",
@@ -27,13 +31,13 @@ create table usage.wide_daily_collection (
     rejected_count   bigint  not null,
     constraint daily_collection_key unique nulls not distinct (collection_id, day, resource_type)
 ) with (fillfactor = 85);
-insert into usage.wide_daily_collection (day, collection_id, resource_type, event_count, total_value, secondary_value, rejected_count)
+insert into usage.daily_collection (day, collection_id, resource_type, event_count, total_value, secondary_value, rejected_count)
 select v.day, v.collection_id, v.resource_type, v.event_count, v.total_value, v.secondary_value, v.rejected_count
-  from usage.daily_collection v
+  from usage.narrow_daily_collection v
  order by v.day;
-alter table usage.wide_daily_collection replica identity full;
-create index daily_collection_day on usage.wide_daily_collection (day);
-create table usage.wide_monthly (
+alter table usage.daily_collection replica identity full;
+create index daily_collection_day on usage.daily_collection (day);
+create table usage.monthly (
     month            date    not null,
     collection_id    uuid,
     resource_type    text    collate "C",
@@ -45,13 +49,13 @@ create table usage.wide_monthly (
     rejected_count   bigint  not null,
     constraint monthly_key unique nulls not distinct (collection_id, month, resource_type, job_type, model_level)
 ) with (fillfactor = 80);
-insert into usage.wide_monthly (month, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value, rejected_count)
+insert into usage.monthly (month, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value, rejected_count)
 select v.month, v.collection_id, v.resource_type, v.job_type, v.model_level, v.event_count, v.total_value, v.secondary_value, v.rejected_count
-  from usage.monthly v
+  from usage.narrow_monthly v
  order by v.month;
-alter table usage.wide_monthly replica identity full;
-create index monthly_month on usage.wide_monthly (month);
-create table usage.wide_monthly_collection (
+alter table usage.monthly replica identity full;
+create index monthly_month on usage.monthly (month);
+create table usage.monthly_collection (
     month            date    not null,
     collection_id    uuid,
     resource_type    text    collate "C",
@@ -61,16 +65,16 @@ create table usage.wide_monthly_collection (
     rejected_count   bigint  not null,
     constraint monthly_collection_key unique nulls not distinct (collection_id, month, resource_type)
 ) with (fillfactor = 80);
-insert into usage.wide_monthly_collection (month, collection_id, resource_type, event_count, total_value, secondary_value, rejected_count)
+insert into usage.monthly_collection (month, collection_id, resource_type, event_count, total_value, secondary_value, rejected_count)
 select v.month, v.collection_id, v.resource_type, v.event_count, v.total_value, v.secondary_value, v.rejected_count
-  from usage.monthly_collection v
+  from usage.narrow_monthly_collection v
  order by v.month;
-alter table usage.wide_monthly_collection replica identity full;
-create index monthly_collection_month on usage.wide_monthly_collection (month);
-alter table usage.wide_monthly add constraint monthly_month check (month = usage.month_of(month));
-comment on constraint monthly_month on usage.wide_monthly is 'A month is named by its first day: what lies elsewhere in it would count twice.';
-alter table usage.wide_monthly_collection add constraint monthly_collection_month check (month = usage.month_of(month));
-comment on constraint monthly_collection_month on usage.wide_monthly_collection is
+alter table usage.monthly_collection replica identity full;
+create index monthly_collection_month on usage.monthly_collection (month);
+alter table usage.monthly add constraint monthly_month check (month = usage.month_of(month));
+comment on constraint monthly_month on usage.monthly is 'A month is named by its first day: what lies elsewhere in it would count twice.';
+alter table usage.monthly_collection add constraint monthly_collection_month check (month = usage.month_of(month));
+comment on constraint monthly_collection_month on usage.monthly_collection is
 'A month is named by its first day: what lies elsewhere in it would count twice.';
 
 do $$
@@ -78,34 +82,26 @@ declare
     statement text;
 begin
     for statement in
-        select format('comment on table usage.%I is %L', 'wide_' || v.name, obj_description(c.oid, 'pg_class'))
+        select format('comment on table usage.%I is %L', v.name, obj_description(c.oid, 'pg_class'))
           from unnest(array['daily', 'daily_collection', 'monthly', 'monthly_collection']) v (name)
-          join pg_class c on c.oid = ('usage.' || v.name)::regclass
+          join pg_class c on c.oid = ('usage.narrow_' || v.name)::regclass
         union all
-        select format('comment on column usage.%I.%I is %L', 'wide_' || v.name, a.attname, col_description(a.attrelid, a.attnum))
+        select format('comment on column usage.%I.%I is %L', v.name, a.attname, col_description(a.attrelid, a.attnum))
           from unnest(array['daily', 'daily_collection', 'monthly', 'monthly_collection']) v (name)
-          join pg_attribute a on a.attrelid = ('usage.' || v.name)::regclass and a.attnum > 0
+          join pg_attribute a on a.attrelid = ('usage.narrow_' || v.name)::regclass and a.attnum > 0
          where col_description(a.attrelid, a.attnum) is not null
         union all
-        select format('grant %s on usage.%I to %s%s', g.privilege_type, 'wide_' || v.name,
+        select format('grant %s on usage.%I to %s%s', g.privilege_type, v.name,
                       case g.grantee when 0 then 'public' else g.grantee::regrole::text end,
                       case when g.is_grantable then ' with grant option' else '' end)
           from unnest(array['daily', 'daily_collection', 'monthly', 'monthly_collection']) v (name),
-               unnest(array[v.name, v.name || '_fact']) r (relation)
+               unnest(array['narrow_' || v.name, v.name || '_fact']) r (relation)
           join pg_class c on c.oid = ('usage.' || r.relation)::regclass, aclexplode(c.relacl) g
          where g.grantee <> c.relowner and g.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
     loop
         execute statement;
     end loop;
 end $$;
-alter view usage.daily rename to narrow_daily;
-alter table usage.wide_daily rename to daily;
-alter view usage.daily_collection rename to narrow_daily_collection;
-alter table usage.wide_daily_collection rename to daily_collection;
-alter view usage.monthly rename to narrow_monthly;
-alter table usage.wide_monthly rename to monthly;
-alter view usage.monthly_collection rename to narrow_monthly_collection;
-alter table usage.wide_monthly_collection rename to monthly_collection;
 
 create or replace view usage.daily_live as
 select l.day, l.collection_id, usage.title_of(l.collection_id) as collection_title, l.resource_type, l.job_type, l.model_level,

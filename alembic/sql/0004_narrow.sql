@@ -45,7 +45,15 @@ create table usage.daily_fact (
     rejected_count   bigint  not null,
     constraint daily_fact_pkey primary key (day, key_id)
 ) with (fillfactor = 90);
-create table usage.daily_collection_fact (like usage.daily_fact) with (fillfactor = 90);
+create table usage.daily_collection_fact (
+    day              date    not null,
+    key_id           integer not null,
+    event_count      bigint  not null,
+    total_value      numeric not null,
+    secondary_value  numeric not null,
+    rejected_count   bigint  not null,
+    constraint daily_collection_fact_pkey primary key (day, key_id)
+) with (fillfactor = 90);
 create table usage.monthly_fact (
     month            date    not null,
     key_id           integer not null,
@@ -53,10 +61,17 @@ create table usage.monthly_fact (
     total_value      numeric not null,
     secondary_value  numeric not null,
     rejected_count   bigint  not null,
+    constraint monthly_fact_pkey primary key (month, key_id),
     constraint monthly_fact_month check (month = usage.month_of(month))
 ) with (fillfactor = 80);
 create table usage.monthly_collection_fact (
-    like usage.monthly_fact,
+    month            date    not null,
+    key_id           integer not null,
+    event_count      bigint  not null,
+    total_value      numeric not null,
+    secondary_value  numeric not null,
+    rejected_count   bigint  not null,
+    constraint monthly_collection_fact_pkey primary key (month, key_id),
     constraint monthly_collection_fact_month check (month = usage.month_of(month))
 ) with (fillfactor = 80);
 
@@ -103,9 +118,6 @@ select m.month, k.id, m.event_count, m.total_value, m.secondary_value, m.rejecte
  where m.month = usage.month_of(m.month)
  order by 1, 2;
 
-alter table usage.daily_collection_fact add constraint daily_collection_fact_pkey primary key (day, key_id);
-alter table usage.monthly_fact add constraint monthly_fact_pkey primary key (month, key_id);
-alter table usage.monthly_collection_fact add constraint monthly_collection_fact_pkey primary key (month, key_id);
 analyze usage.daily_fact, usage.daily_collection_fact, usage.monthly_fact, usage.monthly_collection_fact;
 
 comment on table usage.daily_fact is 'Sums by local day and key; usage.daily shows them with their keys.';

@@ -149,7 +149,7 @@ def test_the_nightly_run_purges_when_configured(db: Database) -> None:
 
 def test_the_nightly_run_analyzes_what_changed(db: Database) -> None:
     """Statistics of rollups that changed are made anew; one that a VACUUM holds is left for the next time, and is no error."""
-    for rollup in ("daily", "daily_total"):
+    for rollup in ("daily_fact", "daily_total"):
         db.execute(f"alter table usage.{rollup} set (autovacuum_enabled = false)")
     db.execute(
         "insert into public.resource_usage_log (resource_type, created_at)"
