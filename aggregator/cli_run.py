@@ -82,13 +82,18 @@ def refresh(
     step_events: Annotated[
         int | None, typer.Option(metavar="N", help="Events of one transaction, about. [env: AGGREGATOR_STEP_EVENTS]")
     ] = None,
+    connections: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", help="Connections, for much to fold. [env: AGGREGATOR_JOBS]")
+    ] = None,
     wait_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Wait for open writers. [env: AGGREGATOR_WAIT_TIMEOUT]")
     ] = None,
     views: Annotated[bool, typer.Option("--views", help="Then the materialized views, if anything changed.")] = False,
 ) -> None:
     """Bring the rollups up to now."""
-    settings = load_settings(database_url=database_url, step_events=step_events, wait_timeout=wait_timeout)
+    settings = load_settings(
+        database_url=database_url, step_events=step_events, jobs=connections, wait_timeout=wait_timeout
+    )
     with session(settings, "refresh") as connection:
         if dry_run:
             found = refreshing.forecast(connection)

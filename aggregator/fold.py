@@ -150,27 +150,24 @@ def measured(connection: Connection, *, head_sign: int | None = None, head: Rang
     return sql.SQL(row[0].replace("%", "%%"))
 
 
-def apply_delta(connection: Connection, *, derive: bool) -> None:
-    """Add ``pg_temp.delta`` to the rollups; ``derive``: work out months and totals from its days first."""
-    subtracted = not derive
+def apply_delta(connection: Connection, *, derive: bool, subtracts: bool = True) -> int:
+    """Add ``pg_temp.delta`` to the rollups, drop it, and return the events that were added, less those taken away.
+
+    ``derive``: work out months and totals from its days first. Not ``subtracts``: it has raw events only, a day's once.
+    """
     if derive:
-        row = connection.execute(SQL["daily_reasons"]).fetchone()
-        assert row is not None
-        reasons, subtracted = row
         _number_keys(connection, "daily")
-        daily = "daily_delta"
-        if reasons > 1:
-            _run(connection, "merge_delta", {"delta": daily, "merged": "daily_merged"})
-            daily = "daily_merged"
-        derived = (
-            (daily, "daily_collection", "x.bucket", "x.collection_key"),
-            (daily, "monthly", "usage.month_of(x.bucket)", "x.key_id"),
-            ("daily_collection_delta", "monthly_collection", "usage.month_of(x.bucket)", "x.key_id"),
-        )
-        for finer, coarser, bucket, key in derived:
+        if subtracts:  # there may be several reasons
+            connection.execute(SQL["merge_daily"])
+        # The coarser rollup, the finer one that it is derived from, and how.
+        for coarser, finer, bucket, key in (
+            ("daily_collection", "daily", "x.bucket", "x.collection_key"),
+            ("monthly", "daily", "usage.month_of(x.bucket)", "x.key_id"),
+            ("monthly_collection", "daily_collection", "usage.month_of(x.bucket)", "x.key_id"),
+        ):
             connection.execute(
                 sql.SQL(SQL["derive"]).format(
-                    delta=sql.Identifier(finer),
+                    delta=sql.Identifier(f"{finer}_delta"),
                     coarser=sql.Identifier(f"{coarser}_delta"),
                     bucket=sql.SQL(bucket),
                     key=sql.SQL(key),
@@ -178,22 +175,25 @@ def apply_delta(connection: Connection, *, derive: bool) -> None:
             )
         connection.execute(SQL["derive_total"])
     else:
-        daily = "daily_delta"
         for rollup in FACTS:
             _number_keys(connection, rollup)
         connection.execute(SQL["total_delta"])
     for rollup, bucket in FACTS.items():
-        names = {"fact": f"{rollup}_fact", "bucket": bucket, "delta": daily if rollup == "daily" else f"{rollup}_delta"}
+        names = {"fact": f"{rollup}_fact", "bucket": bucket, "delta": f"{rollup}_delta"}
         new = _run(connection, "new_buckets", names).fetchone()
         assert new is not None
         for block in ("append", "add"):
             _run(connection, block, names, {"new": new[0]})
-        if subtracted:
+        if subtracts:
             _run(connection, "sweep", names)
     connection.execute(SQL["add_total"])
-    if subtracted:
+    if subtracts:
         connection.execute(SQL["sweep_total"])
     connection.execute(SQL["count_version"])
+    row = connection.execute(SQL["counted"]).fetchone()
+    assert row is not None
+    connection.execute(SQL["drop_delta"])
+    return int(row[0])
 
 
 def _number_keys(connection: Connection, rollup: str) -> None:

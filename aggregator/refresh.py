@@ -24,6 +24,7 @@ from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
 from aggregator.errors import AggregatorError, Stopped, never
 from aggregator.settings import Settings
+from aggregator.workers import Workers, hired
 
 SQL = sql_files.load("refresh")
 
@@ -308,31 +309,35 @@ def _fold_up_to(
     expected = 0 if run.waited_for else _estimate(connection, target)
     notes: list[str] = []
     finished, mends = False, 0
-    while not finished:
-        check()
-        try:
-            finished = fold.with_retries(
-                lambda: _step(connection, settings, run, source, None if run.waited_for else target), check
-            )
-            mends = 0
-        except _PartitionsChangedError as exc:
-            if run.waited_for:
-                return [*notes, "a partition is new: late changes are folded when no writer is open for too long"]
-            mends += 1
-            if mends > _MENDS:
-                raise AggregatorError("partitions come faster than a refresh looks at them: run it again") from exc
-            notes += _mend(connection, settings, run, check)
-        progress(Progress(run.events, max(expected, run.events), run.late_changes, run.frontier))
+    # A step's worth of events is folded sooner than further connections are opened.
+    with hired(settings, settings.jobs - 1 if expected > settings.step_events else 0) as workers:
+        while not finished:
+            check()
+            try:
+                finished = fold.with_retries(
+                    lambda: _step(connection, settings, run, source, None if run.waited_for else target, workers), check
+                )
+                mends = 0
+            except _PartitionsChangedError as exc:
+                if run.waited_for:
+                    return [*notes, "a partition is new: late changes are folded when no writer is open for too long"]
+                mends += 1
+                if mends > _MENDS:
+                    raise AggregatorError("partitions come faster than a refresh looks at them: run it again") from exc
+                notes += _mend(connection, settings, run, check)
+            progress(Progress(run.events, max(expected, run.events), run.late_changes, run.frontier))
     return notes
 
 
-def _step(connection: Connection, settings: Settings, run: _Run, source: str, target: str | None) -> bool:
+def _step(
+    connection: Connection, settings: Settings, run: _Run, source: str, target: str | None, workers: Workers | None
+) -> bool:
     """Fold one step and commit; return whether nothing is left to do."""
     with fold.snapshot(connection, source, lock_state=True) as state:
         if state.truncated:
             events, late, more = 0, _start_anew(connection), True
         else:
-            events, late, more = _fold(connection, settings, run, state, target)
+            events, late, more = _fold(connection, settings, run, state, target, workers)
             # Afterwards: an ATTACH PARTITION does not wait for us, and its events may have been read.
             if state.trusted and _scalar(connection, "any_new_partition"):
                 raise _PartitionsChangedError
@@ -349,7 +354,12 @@ def _step(connection: Connection, settings: Settings, run: _Run, source: str, ta
 
 
 def _fold(
-    connection: Connection, settings: Settings, run: _Run, state: fold.State, target: str | None
+    connection: Connection,
+    settings: Settings,
+    run: _Run,
+    state: fold.State,
+    target: str | None,
+    workers: Workers | None,
 ) -> tuple[int, int, bool]:
     """Fold late changes and the raw events of one step; return how many of each, and whether there is more."""
     upper, more_raw = state.frontier, False
@@ -357,15 +367,28 @@ def _fold(
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         upper, more_raw = _step_end(connection, settings, state, target)
-    _collect_raw(connection, state.frontier, upper, state.time_zone)
-    late, more_late = _claim_late(connection, settings, state)
-    if late:
+    days = _days(connection, state.frontier, upper, state.time_zone)
+    if workers is None or len(days) == 1:
+        _create_delta(connection, days)
+        days = []
+    else:
+        _create_delta(connection, [])
+    claimed, more_late = _claim_late(connection, settings, state)
+    late, of_late = claimed, 0
+    if claimed:
         connection.execute(fold.SQL["restate"], {"run": run.id, "below": state.frontier_day})
+        row = connection.execute(fold.SQL["late_counted"]).fetchone()
+        assert row is not None
+        of_late = row[0]
     if upper != state.frontier:
         late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
         connection.execute(SQL["set_frontier"], {"frontier": upper})
-    events = _scalar(connection, "counted")
-    fold.apply_delta(connection, derive=True)
+    events = fold.apply_delta(connection, derive=True, subtracts=claimed > 0) - of_late
+    if workers is not None and days:
+        connection.execute(fold.SQL["create_delta"])
+        for _ in workers.add_up(connection, state.source, days):
+            events += fold.apply_delta(connection, derive=True, subtracts=False)
+            connection.execute(fold.SQL["create_delta"])
     return events, late, more_late or more_raw
 
 
@@ -410,7 +433,7 @@ def _step_end(connection: Connection, settings: Settings, state: fold.State, tar
     """
     bounds = {"from": state.frontier, "to": target}
     row = connection.execute(
-        SQL["nth_event"], {**bounds, "zone": state.time_zone, "n": settings.step_events}
+        SQL["nth_event"], {**bounds, "zone": state.time_zone, "n": settings.step_events * settings.jobs}
     ).fetchone()
     if row is None:
         return target, False
@@ -424,8 +447,8 @@ def _step_end(connection: Connection, settings: Settings, state: fold.State, tar
     return (row[0], True) if row is not None else (target, False)
 
 
-def _collect_raw(connection: Connection, lower: str, upper: str, zone: str) -> None:
-    """Create the delta with the sums of the raw events of [lower, upper), each local day a query of its own."""
+def _days(connection: Connection, lower: str, upper: str, zone: str) -> list[sql.Composed]:
+    """Return a query for each local day in [lower, upper) that has raw events: its sums by key, as rows of the delta."""
     days: list[sql.Composed] = []
     while lower != upper:
         row = connection.execute(SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": zone}).fetchone()
@@ -435,11 +458,16 @@ def _collect_raw(connection: Connection, lower: str, upper: str, zone: str) -> N
         measured = fold.measured(connection, tail=(lower, end))
         days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured))
         lower = end
-    if not days:
+    return days
+
+
+def _create_delta(connection: Connection, days: list[sql.Composed]) -> None:
+    """Create the delta with the sums of some days: in one statement, whose days the server's parallel workers share."""
+    if days:
+        rows = sql.SQL(" union all ").join(sql.SQL("({})").format(day) for day in days)
+        connection.execute(sql.SQL(fold.SQL["create_delta_of"]).format(rows=rows), {})
+    else:
         connection.execute(fold.SQL["create_delta"])
-        return
-    rows = sql.SQL(" union all ").join(sql.SQL("({})").format(day) for day in days)
-    connection.execute(sql.SQL(fold.SQL["create_delta_of"]).format(rows=rows), {})
 
 
 def _estimate(connection: Connection, target: str) -> int:

@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     step_events: int = Field(
         default=500_000, ge=1, le=_MOST_EVENTS, description="Events folded by one transaction, about."
     )
+    jobs: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Connections of a refresh that has more than a step to fold: all but one add up events for it.",
+    )
     wait_timeout: float = Field(
         default=60.0,
         ge=0,

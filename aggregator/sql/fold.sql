@@ -52,6 +52,11 @@ create temporary table delta (
 -- The same, filled by a statement that parallel workers may run: an INSERT never is.
 create temporary table delta on commit drop as {rows}
 
+-- drop_delta --
+-- A transaction may fold several times.
+drop table if exists pg_temp.delta, pg_temp.daily_delta, pg_temp.daily_reasons, pg_temp.daily_collection_delta, pg_temp.monthly_delta,
+    pg_temp.monthly_collection_delta, pg_temp.daily_total_delta
+
 -- key_delta --
 -- The differences of one rollup by the numbers of their keys; null: a key that is new (of a value of several columns IS
 -- NULL says something else).
@@ -92,12 +97,13 @@ update pg_temp.{delta} x
  where x.key_id is null
    and row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns = x.new_key
 
--- merge_delta --
+-- merge_daily --
 -- Of several reasons: a row may appear once only.
-create temporary table {merged} on commit drop as
+alter table pg_temp.daily_delta rename to daily_reasons;
+create temporary table daily_delta on commit drop as
 select x.bucket, x.key_id, x.collection_key, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
        sum(x.secondary_value) as secondary_value, sum(x.rejected_count)::bigint as rejected_count
-  from pg_temp.{delta} x
+  from pg_temp.daily_reasons x
  group by 1, 2, 3
 
 -- derive --
@@ -172,8 +178,12 @@ delete from usage.daily_total r
  where r.day = touched.bucket
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
--- daily_reasons --
-select count(distinct coalesce(x.reason, '')), bool_or(x.reason is not null) from pg_temp.delta x where x.rollup = 'daily'
+-- counted --
+select coalesce(sum(x.event_count), 0)::bigint from pg_temp.daily_total_delta x
+
+-- late_counted --
+-- Events that the late changes of the delta add, less those that they take away.
+select coalesce(sum(x.event_count), 0)::bigint from pg_temp.delta x where x.reason is not null
 
 -- restate --
 -- Changes with a reason, to days that were over when the frontier was last set (a repair: all of them).

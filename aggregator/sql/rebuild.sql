@@ -17,9 +17,6 @@ select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.reso
   from {measured} e
  group by 2, 3, 4, 5, 6
 
--- taken_out --
-select coalesce(-sum(x.event_count), 0)::bigint from pg_temp.delta x where x.rollup = 'daily'
-
 -- set_frontier --
 update usage.state set frontier = %(frontier)s::timestamptz
 

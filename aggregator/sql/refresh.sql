@@ -168,9 +168,6 @@ update usage.state set frontier = %(frontier)s::timestamptz
 -- frontier --
 select s.frontier from usage.state s
 
--- counted --
-select coalesce(sum(event_count), 0)::bigint from pg_temp.delta where rollup = 'daily' and reason is null
-
 -- begin_run --
 insert into usage.refresh_run (frontier_from, frontier_to)
 select s.frontier, s.frontier from usage.state s

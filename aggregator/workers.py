@@ -1,0 +1,127 @@
+"""Further connections of a refresh: they add up days of raw events in the snapshot of the connection that folds.
+
+That one exports its snapshot, they import it, so all see the same rows (https://www.postgresql.org/docs/current/
+functions-admin.html#FUNCTIONS-SNAPSHOT-SYNCHRONIZATION). Sums cross the client, by COPY from one to the other, and no
+events. Workers change nothing, so a kill leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from psycopg import IsolationLevel, sql
+
+from aggregator import sql as sql_files
+from aggregator.db import Connection, connect, transaction
+from aggregator.settings import Settings
+
+SQL = sql_files.load("workers")
+
+_LOCK_TIMEOUT = 1.0
+"""Seconds: a worker behind the host's DDL, which waits for the folding connection, would wait forever."""
+
+_AHEAD = 8
+"""Sums of days that each worker may be ahead of the folding connection, and that are folded at a time, at least."""
+
+_LOOK = 0.1
+"""Seconds between looks at whether to go on."""
+
+Sums = list[bytes]
+"""One day's rows of ``pg_temp.delta``, as COPY sends them."""
+
+
+class Workers:
+    """Open connections, each with one day at a time to add up. Not for several threads."""
+
+    def __init__(self, connections: Sequence[Connection]) -> None:
+        self._connections = connections
+
+    def add_up(self, connection: Connection, source: str, days: Sequence[sql.Composable]) -> Iterator[int]:
+        """COPY the rows of each day's query into ``pg_temp.delta``, some days at a time; yield how many were.
+
+        ``connection`` is in the transaction that folds. Its caller folds the delta and makes it anew before it goes on.
+        Raises what a worker failed with.
+        """
+        row = connection.execute("select pg_export_snapshot()").fetchone()
+        assert row is not None
+        waiting = deque(days)
+        ready: queue.Queue[Sums] = queue.Queue(maxsize=_AHEAD * len(self._connections))
+        stop = threading.Event()
+        failures: list[BaseException] = []
+        threads = [
+            threading.Thread(target=_work, args=(worker, source, row[0], waiting, ready, stop, failures), daemon=True)
+            for worker in self._connections
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            left = len(days)
+            while left:
+                copied = 0
+                while copied < min(_AHEAD, left):
+                    copied += _copy_in(connection, ready, failures)
+                left -= copied
+                yield copied
+        finally:
+            stop.set()
+            for worker, thread in zip(self._connections, threads, strict=True):
+                if thread.is_alive() and left:
+                    worker.cancel_safe(timeout=5)
+                thread.join()
+
+
+@contextlib.contextmanager
+def hired(settings: Settings, number: int) -> Iterator[Workers | None]:
+    """Open so many further connections for a refresh, and close them; None for none."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(settings, name="aggregator worker")) for _ in range(number)]
+        yield Workers(connections) if connections else None
+
+
+def _copy_in(connection: Connection, ready: queue.Queue[Sums], failures: list[BaseException]) -> int:
+    """Copy one day's sums in; return 0 if there is none yet."""
+    if failures:
+        raise failures[0]
+    try:
+        sums = ready.get(timeout=_LOOK)
+    except queue.Empty:
+        return 0
+    with connection.cursor().copy(SQL["copy_in"]) as copy:
+        for block in sums:
+            copy.write(block)
+    return 1
+
+
+def _work(
+    connection: Connection,
+    source: str,
+    exported: str,
+    waiting: deque[sql.Composable],
+    ready: queue.Queue[Sums],
+    stop: threading.Event,
+    failures: list[BaseException],
+) -> None:
+    """Add up days until there are no more, in the exported snapshot."""
+    try:
+        with transaction(
+            connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True, lock_timeout=_LOCK_TIMEOUT
+        ):
+            connection.execute(sql.SQL(SQL["import_snapshot"]).format(snapshot=sql.Literal(exported)))
+            connection.execute(sql.SQL(SQL["settle"]).format(source=sql.SQL(source)))
+            while not stop.is_set():
+                try:
+                    day = waiting.popleft()
+                except IndexError:
+                    return
+                with connection.cursor().copy(sql.SQL(SQL["copy_out"]).format(day=day)) as copy:
+                    sums = [bytes(block) for block in copy]
+                while not stop.is_set():
+                    with contextlib.suppress(queue.Full):
+                        ready.put(sums, timeout=_LOOK)
+                        break
+    except BaseException as exc:  # noqa: BLE001 -- told to the thread that folds, which raises it
+        failures.append(exc)
