@@ -33,7 +33,8 @@ bench: $(VENV)/.installed-bench  ## Ratios beside the raw query and others' ways
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
 
 bench-growth: $(VENV)/.installed-bench  ## The same at 1, 3, 10 and 30 million events (hours).
-	$(BIN)/python -m benchmarks.bench --growth 1,3,10,30 --json benchmarks/results/growth.json $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench --growth 1,3,10,30 --subjects build,storage,reads,verify,refresh --json benchmarks/results/growth.json \
+		--plots benchmarks/results/growth $(BENCH_ARGS)
 
 stress: $(STAMP)  ## Concurrency, for minutes.
 	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency tests/integration/test_locks.py

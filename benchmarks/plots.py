@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.results import RAW, RAW_ONE, RAW_TABLE, ROLLUPS, Results
+from benchmarks.results import RAW, RAW_ONE, RAW_TABLE, ROLLUPS, TENTH, TWO_JOBS, Results
 
 COLOURS = {
     ROLLUPS: "#0b6e4f", RAW: "#b23a48", RAW_ONE: "#d98e73", RAW_TABLE: "#b23a48", "materialized view": "#5b7db1",
-    "naive trigger": "#8d6cab", "TimescaleDB": "#c9982f", "pg_ivm": "#7a7a7a",
+    TWO_JOBS: "#58a884", "naive trigger": "#8d6cab", "TimescaleDB": "#c9982f", "pg_ivm": "#7a7a7a",
 }  # fmt: skip
 
 GROWTH = {
@@ -45,87 +46,101 @@ def draw(found: Results, folder: Path) -> list[Path]:
     return [*_windows(found, folder), *_growth(found, folder)]
 
 
+Lines = dict[str, list[tuple[float, list[float]]]]
+"""Of each contender: places on the x axis, and the figures there."""
+
+
 def _windows(found: Results, folder: Path) -> list[Path]:
     """Read latency over the length of the window."""
-    from matplotlib.figure import Figure
-
-    series = [name for name in ("to the second", "whole days", "one collection") if _of_series(found, name)]
-    if not series:
-        return []
-    figure = Figure(figsize=(4 * len(series), 3.4))
-    axes = figure.subplots(1, len(series), squeeze=False, sharey=True)
-    for axis, name in zip(axes[0], series, strict=True):
-        lines: dict[str, list[tuple[float, list[float]]]] = {}
-        for one in _of_series(found, name):
-            for contender, values in one.values.items():
-                if values and one.days is not None:
+    titles = {
+        "to the second": "By collection, to the second",
+        "whole days": "By collection, whole days",
+        "one collection": "One collection, to the second",
+    }
+    panels: list[tuple[str, str, Lines]] = []
+    for series, title in titles.items():
+        lines: Lines = {}
+        for one in found.main.measurements:
+            if one.subject == "reads" and one.series == series and one.days is not None:
+                for contender, values in one.values.items():
                     lines.setdefault(contender, []).append((float(one.days), values))
-        _lines(axis, lines)
-        axis.set_xlabel("days of the window")
-        axis.set_title(f"By collection, {name}" if name != "one collection" else "One collection, to the second")
-    axes[0][0].set_ylabel("ms")
-    return [_save(figure, folder / "reads-by-window.svg")]
+        panels.append((title, "ms", lines))
+    path = folder / "reads-by-window.svg"
+    return [path] if _panels(path, panels, "days of the window", share=True) else []
 
 
 def _growth(found: Results, folder: Path) -> list[Path]:
     """Each cost over the number of events, if several histories were measured."""
-    from matplotlib.figure import Figure
-
     if len(found.sizes) < 2:
         return []
     made: list[Path] = []
     for name, cases in GROWTH.items():
-        figure = Figure(figsize=(3.6 * len(cases), 3.4))
-        axes = figure.subplots(1, len(cases), squeeze=False)
-        for axis, (what, title) in zip(axes[0], cases, strict=True):
-            lines: dict[str, list[tuple[float, list[float]]]] = {}
+        panels: list[tuple[str, str, Lines]] = []
+        for what, title in cases:
+            lines: Lines = {}
             unit = ""
             for size in found.sizes:
                 for one in (one for one in size.measurements if one.what == what):
                     unit = one.unit
-                    for contender, values in one.values.items():
-                        if values:
-                            lines.setdefault(contender, []).append((size.events / 1e6, values))
-            _lines(axis, lines)
-            axis.set_title(title)
-            axis.set_xlabel("million events")
-            axis.set_ylabel(unit)
-        made.append(_save(figure, folder / f"growth-{name}.svg"))
+                    for contender in one.values.keys() - {TENTH}:
+                        lines.setdefault(contender, []).append((size.events / 1e6, one.values[contender]))
+            panels.append((title, unit, lines))
+        path = folder / f"growth-{name}.svg"
+        if _panels(path, panels, "million events"):
+            made.append(path)
     return made
 
 
-def _lines(axis: Any, lines: dict[str, list[tuple[float, list[float]]]]) -> None:
-    """Draw a line of medians for each contender, with its least and most, on logarithmic axes."""
-    from statistics import median
+def _panels(path: Path, panels: list[tuple[str, str, Lines]], over: str, *, share: bool = False) -> bool:
+    """Draw panels, three in a row, with one legend below; return whether there was anything to draw."""
+    from matplotlib.figure import Figure
 
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    drawn = [
+        (title, unit, lines)
+        for title, unit, some in panels
+        if (lines := {name: points for name, points in some.items() if any(values for _, values in points)})
+    ]
+    if not drawn:
+        return False
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.0 * rows + 0.5), layout="constrained")
+    every = list(figure.subplots(rows, columns, squeeze=False, sharey=share).flat)
+    handles: dict[str, Any] = {}
+    for axis, (title, unit, lines) in zip(every, drawn, strict=False):
+        handles |= _lines(axis, lines)
+        axis.set_title(title)
+        axis.set_xlabel(over)
+        axis.set_ylabel(unit)
+    for axis in every[len(drawn) :]:
+        axis.set_axis_off()
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+    figure.savefig(path, metadata={"Date": None})
+    return True
 
-    for contender, points in sorted(lines.items(), key=lambda item: (item[0] != ROLLUPS, item[0])):
-        points.sort()
+
+def _lines(axis: Any, lines: Lines) -> dict[str, Any]:
+    """Draw a line of medians for each contender, with its least and most, on logarithmic axes; return them by name."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    handles: dict[str, Any] = {}
+    for contender, all_points in sorted(lines.items(), key=lambda item: (item[0] != ROLLUPS, item[0])):
+        points = sorted((place, values) for place, values in all_points if values)
         places = [place for place, _ in points]
-        colour = COLOURS.get(contender)
-        drawn = axis.plot(
-            places, [median(values) for _, values in points], marker="o", markersize=3.5, label=contender, color=colour,
+        (handles[contender],) = axis.plot(
+            places, [median(values) for _, values in points], marker="o", markersize=3.5, color=COLOURS.get(contender),
             linewidth=2.2 if contender == ROLLUPS else 1.3, linestyle="--" if contender.startswith(f"{ROLLUPS},") else "-",
         )  # fmt: skip
         axis.fill_between(
             places, [min(values) for _, values in points], [max(values) for _, values in points], alpha=0.15,
-            color=drawn[0].get_color(), linewidth=0,
+            color=handles[contender].get_color(), linewidth=0,
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
-    every = sorted({place for points in lines.values() for place, _ in points})
-    axis.set_xticks(every, labels=[f"{place:g}" for place in every])
+    ticks = sorted({place for points in lines.values() for place, _ in points})
+    axis.set_xticks(ticks, labels=[f"{place:g}" for place in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:,.10g}"))
-    axis.legend(fontsize=7)
-
-
-def _of_series(found: Results, name: str) -> list[Any]:
-    return [one for one in found.main.measurements if one.subject == "reads" and one.series == name]
-
-
-def _save(figure: Any, path: Path) -> Path:
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    return path
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    return handles

@@ -81,7 +81,10 @@ class Reads:
         fitting = [days for days in WINDOWS if days <= self.sample.days]
         for days in fitting:
             self._case(
-                f"by collection, {days} days to the second", self._window(days), days=days, series="to the second"
+                f"by collection, {days} {'days' if days > 1 else 'day'} to the second",
+                self._window(days),
+                days=days,
+                series="to the second",
             )
         for days in (days for days in MAIN if days in fitting):
             self._case(

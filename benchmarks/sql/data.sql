@@ -17,21 +17,26 @@ select collection_id, resource_type, detail,
   from (select * from public.resource_usage_log order by created_at desc limit %(n)s) newest
 
 -- change_the_past --
--- As many events of the last 30 days inserted, deleted and corrected.
+-- About as many events of the window inserted, deleted and corrected. By id: a ctid is no name where there are partitions.
 with past as (
-    select ctid, row_number() over (order by created_at, id) as n from public.resource_usage_log
+    select id, row_number() over (order by id) as n, count(*) over () as events from public.resource_usage_log
      where created_at >= %(since)s and created_at < %(until)s and resource_type = 'ai'
+), spread as (
+    select id, n / greatest(1, events / %(n)s) as place from past where n %% greatest(1, events / %(n)s) = 0
 ), chosen as (
-    select ctid, n %% 3 as what from past where n %% greatest(1, (select count(*) from past) / %(n)s) = 0 limit %(n)s
+    select id, place %% 3 as what from spread order by place limit %(n)s
 ), corrected as (
-    update public.resource_usage_log e set detail = jsonb_set(detail, '{tokens_in}', to_jsonb((detail->>'tokens_in')::numeric + 1000))
-      from chosen where e.ctid = chosen.ctid and what = 0
+    update public.resource_usage_log e
+       set detail = jsonb_set(detail, '{tokens_in}', to_jsonb((detail->>'tokens_in')::numeric + 1000))
+      from chosen where e.id = chosen.id and what = 0 and e.created_at >= %(since)s and e.created_at < %(until)s
 ), deleted as (
-    delete from public.resource_usage_log e using chosen where e.ctid = chosen.ctid and what = 1
+    delete from public.resource_usage_log e using chosen
+     where e.id = chosen.id and what = 1 and e.created_at >= %(since)s and e.created_at < %(until)s
 )
 insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)
 select e.collection_id, e.resource_type, e.detail, e.created_at
-  from public.resource_usage_log e join chosen on e.ctid = chosen.ctid where what = 2
+  from public.resource_usage_log e join chosen on e.id = chosen.id
+ where what = 2 and e.created_at >= %(since)s and e.created_at < %(until)s
 
 -- index_of_one_collection --
 create index resource_usage_log_bench on public.resource_usage_log (collection_id, created_at)
