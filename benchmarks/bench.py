@@ -84,7 +84,7 @@ def _subjects(
 
     begin("build")
     with record.attempt("build"):
-        costs.build(record, full, tenth, hourly, peers)
+        costs.build(record, server, full, tenth, hourly, peers)
     if begin("storage"):
         with record.attempt("storage"):
             costs.storage(record, full, hourly, peers)

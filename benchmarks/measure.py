@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -67,16 +68,17 @@ class Recorder:
     def interleave(
         self, what: str, works: dict[str, Callable[[], float]], *, repeat: int | None = None, warm_up: bool = True
     ) -> dict[str, list[float]]:
-        """Return the figures of each contender, taken in turns, the order turning about.
+        """Return the figures of each contender, taken in turns, in an order that changes.
 
         The first round warms up. A contender that has had its seconds (``--budget``) rests from then on; if the warm-up
         alone took them, it counts. One that fails is noted and left out.
         """
         found: dict[str, list[float]] = {name: [] for name in works}
         spent = dict.fromkeys(works, 0.0)
+        order = random.Random(1)  # no contender is to profit from who goes before it
         rounds = (self.options.repeat if repeat is None else repeat) + warm_up
         for number in range(rounds):
-            for name in list(works) if number % 2 else list(reversed(works)):
+            for name in order.sample(list(works), len(works)):
                 if name not in found or (number and spent[name] > self.options.budget):
                     continue
                 began = time.monotonic()

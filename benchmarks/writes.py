@@ -18,7 +18,7 @@ from benchmarks.sql import load
 SQL = load("writes")
 
 TAIL, LATE = "0", "2 days"
-BLOCK = 200
+BLOCK = 100
 """Single-row inserts of one turn: short turns, as what else the machine does comes and goes."""
 
 MANY = 100
@@ -35,7 +35,7 @@ class Writes:
         self.record = record
         self.databases = databases
         self.collection = sample.middling_collection(databases[NO_CAPTURE])
-        self.turns = max(3, 4 * record.options.repeat)
+        self.turns = 20 * record.options.repeat
 
     def all_cases(self, events: int) -> None:
         """Measure everything."""
@@ -98,7 +98,7 @@ class Writes:
 
             def write(connection: psycopg.Connection[Any]) -> None:
                 try:
-                    for _ in range(BLOCK // 2):
+                    for _ in range(BLOCK):
                         connection.execute(SQL["insert_one"], parameters, prepare=True)
                 except Exception as exc:  # noqa: BLE001 -- raised below, in the thread that records it
                     failures.append(exc)
@@ -114,7 +114,7 @@ class Writes:
             took = milliseconds(work)
             if failures:
                 raise failures[0]
-            return WRITERS * (BLOCK // 2) / took * 1000
+            return WRITERS * (BLOCK) / took * 1000
 
         with self.record.attempt(f"writes, {what}"), contextlib.ExitStack() as stack:
             works: dict[str, Callable[[], float]] = {}

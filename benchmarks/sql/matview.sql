@@ -28,13 +28,16 @@ create index daily_collection on rollup.daily (collection_id, day)
 refresh materialized view concurrently rollup.daily
 
 -- read --
-select nullif(d.collection_id, '00000000-0000-0000-0000-000000000000'), n.title, d.resource_type, sum(d.event_count)::bigint,
-       sum(d.total_value)::float8 as total_value, sum(d.secondary_value)::float8
-  from rollup.daily d left join public.nodes n on n.id = d.collection_id
- where d.day >= %(since)s::timestamptz and d.day < %(until)s::timestamptz
-   and (%(collection)s::uuid is null or d.collection_id = %(collection)s::uuid)
- group by d.collection_id, n.title, d.resource_type
- order by total_value desc, d.collection_id nulls last, d.resource_type collate "C" nulls last
+-- Added up before titles are joined: grouped by the title too, the planner expects many groups, and sorts.
+select s.collection_id, n.title, s.resource_type, s.event_count, s.total_value, s.secondary_value
+  from (select nullif(d.collection_id, '00000000-0000-0000-0000-000000000000') as collection_id, d.resource_type, sum(d.event_count)::bigint as event_count,
+               sum(d.total_value)::float8 as total_value, sum(d.secondary_value)::float8 as secondary_value
+          from rollup.daily d
+         where d.day >= %(since)s::timestamptz and d.day < %(until)s::timestamptz
+           and (%(collection)s::uuid is null or d.collection_id = %(collection)s::uuid)
+         group by d.collection_id, d.resource_type) s
+  left join public.nodes n on n.id = s.collection_id
+ order by s.total_value desc, s.collection_id nulls last, s.resource_type collate "C" nulls last
 
 -- size --
 select pg_total_relation_size('rollup.daily')

@@ -29,13 +29,16 @@ call refresh_continuous_aggregate('public.daily', null, null)
 call refresh_continuous_aggregate('public.daily', null, null)
 
 -- read --
-select d.collection_id, n.title, d.resource_type, sum(d.event_count)::bigint,
-       coalesce(sum(d.total_value), 0) as total_value, coalesce(sum(d.secondary_value), 0)
-  from public.daily d left join public.nodes n on n.id = d.collection_id
- where d.day >= %(since)s::timestamptz and d.day < %(until)s::timestamptz
-   and (%(collection)s::uuid is null or d.collection_id = %(collection)s::uuid)
- group by d.collection_id, n.title, d.resource_type
- order by total_value desc, d.collection_id nulls last, d.resource_type collate "C" nulls last
+-- Added up before titles are joined: grouped by the title too, the planner expects many groups, and sorts.
+select s.collection_id, n.title, s.resource_type, s.event_count, s.total_value, s.secondary_value
+  from (select d.collection_id, d.resource_type, sum(d.event_count)::bigint as event_count,
+               coalesce(sum(d.total_value), 0) as total_value, coalesce(sum(d.secondary_value), 0) as secondary_value
+          from public.daily d
+         where d.day >= %(since)s::timestamptz and d.day < %(until)s::timestamptz
+           and (%(collection)s::uuid is null or d.collection_id = %(collection)s::uuid)
+         group by d.collection_id, d.resource_type) s
+  left join public.nodes n on n.id = s.collection_id
+ order by s.total_value desc, s.collection_id nulls last, s.resource_type collate "C" nulls last
 
 -- size --
 select hypertable_size(format('%I.%I', materialization_hypertable_schema, materialization_hypertable_name)::regclass)
