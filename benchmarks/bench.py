@@ -99,7 +99,7 @@ def _subjects(
             costs.verification(record, full)
     if begin("refresh"):
         with record.attempt("refresh"):
-            costs.refreshes(record, full, tenth, peers, events)
+            costs.refreshes(record, full, tenth, hourly, peers, events)
     if begin("writes"):
         with record.attempt("writes"):
             plain = server.connect("source")
