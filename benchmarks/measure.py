@@ -56,6 +56,8 @@ class Recorder:
         """Keep a failure of the block, so that it loses nothing but itself."""
         try:
             yield
+        except psycopg.errors.QueryCanceled:
+            self.skip(f"{what}: given up, it took too long")
         except DifferentError as exc:
             self.size.different.append(f"{what}: {exc}")
             say.print(f"  DIFFERENT: {what}: {exc}. This is a bug", style="bold red")

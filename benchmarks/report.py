@@ -171,7 +171,7 @@ _MARKED = re.compile(r"(<!-- results: ([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.D
 def fill(page: str, found: Results) -> str:
     """Return the page with its marked parts filled; raise KeyError for a name that is none."""
     known = parts(found)
-    return _MARKED.sub(lambda match: f"{match[1]}{known[match[2]]()}\n{match[4]}", page)
+    return _MARKED.sub(lambda match: f"{match[1]}\n{known[match[2]]()}\n\n{match[4]}", page)
 
 
 def main(arguments: list[str] | None = None) -> int:
