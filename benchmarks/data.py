@@ -153,7 +153,12 @@ class Sample:
 
     def middling_collection(self, database: Database) -> str:
         """Return a collection that is neither large nor small: the 21st, or the last of fewer."""
-        row = database.connection.execute(SQL["collection"], {"n": min(21, self.options.collections)}).fetchone()
+        return self.collection(database, min(21, self.options.collections))
+
+    @staticmethod
+    def collection(database: Database, rank: int) -> str:
+        """Return a collection by its rank: the first is the largest."""
+        row = database.connection.execute(SQL["collection"], {"n": rank}).fetchone()
         assert row is not None
         return str(row[0])
 

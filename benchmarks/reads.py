@@ -102,6 +102,7 @@ class Reads:
     def _one_collection(self, fitting: list[int]) -> None:
         """Measure one collection, with the index that is best for its raw query; it is there for ours too."""
         collection = self.sample.middling_collection(self.full)
+        largest = self.sample.collection(self.full, 1)
         with self.record.attempt("reads of one collection"):
             self.full.connection.execute(SQL["index_of_one_collection"])
             try:
@@ -111,6 +112,8 @@ class Reads:
                         f"one collection, {days} days to the second", self._window(days, collection),
                         days=days, series="one collection",
                     )  # fmt: skip
+                for days in fitting:
+                    self._case(f"the largest collection, {days} days to the second", self._window(days, largest))
                 for days in fitting:
                     self._case(f"one collection, {days} whole days", self._whole(days, collection), peers=True)
             finally:

@@ -40,7 +40,7 @@ class Writes:
         self.databases = databases
         self.collection = sample.middling_collection(databases[NO_CAPTURE])
         self.patience = max(1, round(PATIENCE * 1000 * record.options.budget))
-        self.turns = 20 * record.options.repeat
+        self.turns = 4 + 20 * (record.options.repeat - 1)
 
     def all_cases(self, events: int) -> None:
         """Measure everything."""
