@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench stress kill superset-check cli-reference clean
+.PHONY: demo test check bench bench-growth stress kill superset-check cli-reference clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -24,8 +24,17 @@ check: $(STAMP)  ## Lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Ratios beside the raw query, measured side by side in one run (10 million events, some minutes).
+# What draws the plots: for the benchmark only.
+$(VENV)/.installed-bench: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --group bench
+	touch $@
+
+bench: $(VENV)/.installed-bench  ## Ratios beside the raw query and others' ways, side by side in one run (10 million events, some ten minutes).
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+
+bench-growth: $(VENV)/.installed-bench  ## The same at 1, 3, 10 and 30 million events (hours).
+	$(BIN)/python -m benchmarks.bench --growth 1,3,10,30 --subjects build,storage,reads,verify,refresh --json benchmarks/results/growth.json \
+		--plots benchmarks/results/growth $(BENCH_ARGS)
 
 stress: $(STAMP)  ## Concurrency, for minutes.
 	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency tests/integration/test_locks.py

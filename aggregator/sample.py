@@ -37,6 +37,13 @@ _WEEKEND = 0.45
 _GROWTH = 0.5
 """How much more the last day has than the first."""
 
+_KINDS = (512, 690, 812, 894, 966, 1014, 1024)
+"""Of 1,024 events, how many are of the first resource type, of the first two, and so on: the query's thresholds."""
+
+
+_MOST_SKEW = 5.0
+"""Nearly everything is the first collection's then; beyond, powers lose their digits."""
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -56,6 +63,8 @@ def create_sample(
     days: int = 365,
     collections: int = 300,
     seed: int = 1,
+    skew: float = 1.0,
+    types: int = len(_KINDS),
     late_share: float = 0.001,
     malformed: int = 30,
     until: datetime | None = None,
@@ -65,10 +74,13 @@ def create_sample(
 
     The events lie in the ``days`` before ``until`` (by default the server's clock), in order of arrival; ``late_share``
     of them are dated 1 to 11 days earlier than their neighbours; ``malformed`` of them, evenly spread, hold no number.
+    Collections are drawn in proportion to ``1 / rank ** skew``; ``types`` is how many of the resource types there are.
     ``progress`` is given the number of events made so far. Raises UsageError if a table of either name is there.
     """
     if min(events, days, collections) < 1 or not 0 <= late_share <= 1 or not 0 <= malformed <= events:
         raise UsageError("sample data: events, days and collections must be positive, and shares within 0 and 1")
+    if not 1 <= types <= len(_KINDS) or not 0 <= skew <= _MOST_SKEW:
+        raise UsageError(f"sample data: 1 to {len(_KINDS)} types, and a skew of 0 to {_MOST_SKEW:g}")
     with transaction(connection):
         if _scalar(connection, "present"):
             raise UsageError("public.nodes or public.resource_usage_log is there already: take a new database")
@@ -81,6 +93,8 @@ def create_sample(
             "seed": seed,
             "ids": ids,
             "collections": collections,
+            "skew": skew,
+            "kinds": _KINDS[types - 1],
             "since": since,
             "late": round(late_share * 65536),
             "step": events // malformed if malformed else 0,

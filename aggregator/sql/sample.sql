@@ -41,7 +41,7 @@ select array_agg(md5(%(seed)s::text || '/' || i)::uuid::text order by i)
 -- fill_log --
 -- Rows [first, last] of one day, in order of arrival. Share x of the day's events has come by the share
 -- x + sin(2 pi x) / 10 of the day: few at night. Sizes have long tails: squares and cubes of uniform numbers.
--- Collections are drawn in proportion to 1 / rank.
+-- Collections are drawn in proportion to 1 / rank ^ skew.
 insert into public.resource_usage_log (id, collection_id, resource_type, detail, created_at) overriding system value
 select r.n, r.collection_id, r.resource_type,
        case
@@ -65,8 +65,10 @@ select r.n, r.collection_id, r.resource_type,
        case when r.late and r.at - r.delay >= %(since)s::timestamptz then r.at - r.delay else r.at end
   from (select d.n,
                case when d.a & 4095 >= 82
-                    then (%(ids)s::uuid[])[floor(power(%(collections)s + 1.0::float8,
-                                                       (d.a >> 12 & 16777215) / 16777216.0::float8))::integer] end
+                    then (%(ids)s::uuid[])[least(%(collections)s, floor(
+                        case when %(skew)s = 1.0::float8 then power(%(collections)s + 1.0::float8, d.u)
+                             else power(1 + d.u * (power(%(collections)s + 1.0::float8, 1 - %(skew)s::float8) - 1),
+                                        1 / (1 - %(skew)s::float8)) end))::integer] end
                    as collection_id,
                case when d.kind < 512 then 'ai'
                     when d.kind < 690 then 'bandwidth'
@@ -87,7 +89,8 @@ select r.n, r.collection_id, r.resource_type,
           from (select n,
                        hashint8extended(n, %(seed)s) as a,
                        hashint8extended(n, %(seed)s + 1) as b,
-                       hashint8extended(n, %(seed)s) >> 36 & 1023 as kind,
+                       (hashint8extended(n, %(seed)s) >> 36 & 1023) * %(kinds)s / 1024 as kind,
+                       (hashint8extended(n, %(seed)s) >> 12 & 16777215) / 16777216.0::float8 as u,
                        %(share_from)s::float8 + (%(share_to)s::float8 - %(share_from)s::float8)
                            * ((n - %(first)s + 0.5::float8) / (%(last)s - %(first)s + 1)) as x
                   from generate_series(%(first)s::bigint, %(last)s::bigint) n

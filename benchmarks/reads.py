@@ -1,0 +1,164 @@
+"""Reads: each beside its raw query in one snapshot, and compared; and beside those of others, who are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from benchmarks.data import EVERYTHING, HAS_HOURLY, SQL, Database, Sample
+from benchmarks.measure import DifferentError, Recorder, milliseconds, snapshot
+from benchmarks.peers import Peer
+from benchmarks.results import HOURLY, RAW, ROLLUPS, Measurement
+from benchmarks.sql import load
+
+READS = load("reads")
+
+BY_COLLECTION = ("by_collection",)
+OVERVIEW = ("by_collection", "ai_drilldown", "daily")
+
+WINDOWS = (1, 7, 30, 90, 180, 365)
+"""Days, for the plot; those in MAIN in every way."""
+
+MAIN = (30, 90, 365)
+
+
+def read_both(
+    database: Database, sections: Sequence[str], parameters: dict[str, object], *, ours_first: bool = False
+) -> tuple[float, float]:
+    """Return the milliseconds of the raw queries and of ours, in one snapshot; raise DifferentError unless equal."""
+    answers: dict[str, list[Any]] = {}
+    connection = database.connection
+
+    def ask(name: str) -> float:
+        def work() -> None:
+            answers[name] = connection.execute(READS[name], parameters).fetchall()
+
+        return milliseconds(work)
+
+    def raw() -> float:
+        return sum([ask(f"raw_{section}") for section in sections])
+
+    def ours() -> float:
+        return ask(sections[0] if len(sections) == 1 else "overview")
+
+    with snapshot(connection):
+        if ours_first:
+            took_ours, took_raw = ours(), raw()
+        else:
+            took_raw, took_ours = raw(), ours()
+        for section in sections if len(sections) > 1 else ():  # the overview is JSON: compared through its functions
+            ask(section)
+        for section in sections:
+            if answers[f"raw_{section}"] != answers[section]:
+                raise DifferentError(f"{section} of {parameters} is not what the raw query says")
+    return took_raw, took_ours
+
+
+def _ours_alone(database: Database, parameters: dict[str, object]) -> float:
+    return read_both(database, BY_COLLECTION, parameters)[1]
+
+
+def _theirs(peer: Peer, parameters: dict[str, object]) -> float:
+    return milliseconds(lambda: peer.read(parameters))
+
+
+class Reads:
+    """The cases of one size."""
+
+    def __init__(
+        self, record: Recorder, sample: Sample, full: Database, peers: list[Peer], hourly: Database | None
+    ) -> None:
+        self.record = record
+        self.sample = sample
+        self.full = full
+        self.peers = peers
+        self.hourly = hourly
+
+    def all_cases(self, five_minutes: int, tail: int) -> None:
+        """Measure everything: as the scheduler leaves it, one collection, and with a long tail."""
+        self.full.add_tail(five_minutes)
+        fitting = [days for days in WINDOWS if days <= self.sample.days]
+        for days in fitting:
+            self._case(
+                f"by collection, {days} {'days' if days > 1 else 'day'} to the second",
+                self._window(days),
+                days=days,
+                series="to the second",
+            )
+        for days in (days for days in MAIN if days in fitting):
+            self._case(
+                f"by collection, {days} whole days", self._whole(days), days=days, series="whole days", peers=True
+            )
+        self._case("by collection, all of history", EVERYTHING)
+        if 30 in fitting:
+            self._case("the whole overview, 30 days to the second", self._window(30), sections=OVERVIEW)
+        self._hourly([days for days in MAIN if days in fitting])
+        self._one_collection([days for days in MAIN if days in fitting])
+        self.full.add_tail(tail)
+        for days in (days for days in (30, 365) if days in fitting):
+            self._case(f"by collection, {days} days to the second, {tail:,} events not refreshed", self._window(days))
+
+    def _one_collection(self, fitting: list[int]) -> None:
+        """Measure one collection, with the index that is best for its raw query; it is there for ours too."""
+        collection = self.sample.middling_collection(self.full)
+        largest = self.sample.collection(self.full, 1)
+        with self.record.attempt("reads of one collection"):
+            self.full.connection.execute(SQL["index_of_one_collection"])
+            try:
+                self.full.connection.execute("analyze public.resource_usage_log")
+                for days in fitting:
+                    self._case(
+                        f"one collection, {days} days to the second", self._window(days, collection),
+                        days=days, series="one collection",
+                    )  # fmt: skip
+                for days in fitting:
+                    self._case(f"the largest collection, {days} days to the second", self._window(days, largest))
+                for days in fitting:
+                    self._case(f"one collection, {days} whole days", self._whole(days, collection), peers=True)
+            finally:
+                self.full.connection.execute(SQL["drop_index_of_one_collection"])
+
+    def _hourly(self, fitting: list[int]) -> None:
+        if self.hourly is None:
+            self.record.skip("hourly rollups: " + ("not set up" if HAS_HOURLY else "this version has none"))
+            return
+        hourly = self.hourly
+        for days in fitting:
+            self._case(
+                f"by collection, {days} days to the second, with hourly", self._window(days),
+                more={HOURLY: partial(_ours_alone, hourly, self._window(days))},
+            )  # fmt: skip
+
+    def _window(self, days: int, collection: str | None = None) -> dict[str, object]:
+        return self.sample.window(days, to_the_second=True, collection=collection)
+
+    def _whole(self, days: int, collection: str | None = None) -> dict[str, object]:
+        return self.sample.window(days, to_the_second=False, collection=collection)
+
+    def _case(
+        self,
+        what: str,
+        parameters: dict[str, object],
+        *,
+        sections: Sequence[str] = BY_COLLECTION,
+        peers: bool = False,
+        more: dict[str, Callable[[], float]] | None = None,
+        days: int | None = None,
+        series: str | None = None,
+    ) -> None:
+        """Measure one case: raw and ours as a pair, then each peer and what else there is."""
+        pairs: list[tuple[float, float]] = []
+
+        def pair() -> float:
+            raw, ours = read_both(self.full, sections, parameters, ours_first=len(pairs) % 2 == 1)
+            pairs.append((raw, ours))
+            return float(len(pairs) - 1)
+
+        works: dict[str, Callable[[], float]] = {ROLLUPS: pair, **(more or {})}
+        for peer in self.peers if peers else ():
+            works[peer.name] = partial(_theirs, peer, parameters)
+        found = self.record.interleave(f"reads, {what}", works)
+        counted = [pairs[int(number)] for number in found.pop(ROLLUPS, [])]
+        values = {RAW: [raw for raw, _ in counted], ROLLUPS: [ours for _, ours in counted], **found}
+        self.record.add(Measurement("reads", what, "ms", values, days=days, series=series))

@@ -1,0 +1,101 @@
+"""The benchmark at its least size, end to end, so that it does not rot; its numbers mean nothing here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench, report, results
+from benchmarks.measure import DifferentError, Recorder
+from benchmarks.results import RAW, ROLLUPS, Measurement, Results, Size
+
+PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
+
+
+def test_a_run_of_two_histories(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every subject is measured, answers are equal, what cannot be measured is said, and a page is filled."""
+    path = tmp_path / "results.json"
+    code = bench.main([
+        "--dsn", server, "--events", "3000", "--days", "40", "--growth", "0.002,0.003", "--collections", "10", "--types", "3",
+        "--skew", "1.5", "--repeat", "1", "--json", str(path), "--plots", str(tmp_path),
+    ])  # fmt: skip
+    said = capsys.readouterr()
+    assert code == 0, said.out + said.err
+    assert "every answer of ours equalled the raw query's" in said.out
+    assert "skipped, 2,000 events: TimescaleDB: no --timescaledb-dsn was given" in said.out
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert [size["events"] for size in written["sizes"]] == [2000, 3000]
+    assert {one["subject"] for one in written["sizes"][0]["measurements"]} == {
+        "reads", "first build", "refresh", "verify", "writes", "storage", "late changes unseen",
+    }  # fmt: skip
+    assert all(one["values"][ROLLUPS] for size in written["sizes"] for one in size["measurements"])
+    assert not [
+        size["failures"] or size["different"] for size in written["sizes"] if size["failures"] or size["different"]
+    ]
+    assert all("met" in target for target in written["targets"])
+
+    found = results.read([path, path])
+    assert [size.events for size in found.sizes] == [2000, 3000]
+    unseen = {
+        one.what.partition(",")[0]: one.values
+        for one in found.main.measurements
+        if one.subject == "late changes unseen"
+    }
+    assert unseen["events counted wrongly"][ROLLUPS] == [0]
+    assert unseen["events counted wrongly"]["naive trigger"] == [0]
+    assert unseen["events counted wrongly"]["materialized view"][0] > 0
+
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    assert report.main([str(path), "--into", str(page)]) == 0
+    filled = page.read_text(encoding="utf-8")
+    assert "| by collection, 30 days to the second |" in filled
+    assert "Not measured." not in filled
+    assert report.fill(filled, found) == filled
+
+
+def test_the_page_asks_for_what_there_is() -> None:
+    """Every part that docs/performance.md marks is one that the report has, and none is missing."""
+    marked = re.findall(r"<!-- results: ([^>]*?) -->\n", PAGE.read_text(encoding="utf-8"))
+    assert sorted(marked) == sorted(report.parts(Results({}, [Size(1, 1)])))
+
+
+def test_a_failure_loses_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    """A contender that fails, or is different, is noted and left out; the others are measured, and the run has failed."""
+    record = Recorder(argparse.Namespace(repeat=3, budget=60.0), Size(1, 1))
+
+    def fails() -> float:
+        raise RuntimeError("out of paper")
+
+    def differs() -> float:
+        raise DifferentError("6 is not 7")
+
+    found = record.interleave("case", {"fine": lambda: 1.0, "fails": fails, "differs": differs})
+    assert found == {"fine": [1.0, 1.0, 1.0]}
+    assert record.size.failures[0].startswith("case, fails: RuntimeError: out of paper")
+    assert record.size.different == ["case, differs: 6 is not 7"]
+    assert Results({}, [record.size]).failed
+    assert "DIFFERENT" in capsys.readouterr().err
+
+
+def test_a_contender_that_had_its_time_rests() -> None:
+    """A contender over its budget is not measured again; if its first time was over already, that one counts."""
+    record = Recorder(argparse.Namespace(repeat=3, budget=-1.0), Size(1, 1))
+    assert record.interleave("case", {"slow": lambda: 1.0}) == {"slow": [1.0]}
+
+
+def test_ratios() -> None:
+    """Reads are that many times as fast, anything else costs that many times as much; targets are met, missed or open."""
+    read = Measurement("reads", "by collection, 30 days to the second", "ms", {RAW: [90, 100, 110], ROLLUPS: [5, 4, 3]})
+    size_ = Measurement("storage", "rollups with their indexes", "MB", {"raw table": [100], ROLLUPS: [30]})
+    assert read.ratio(RAW) == pytest.approx(25)
+    assert size_.ratio("raw table") == pytest.approx(0.3)
+    found = Results({}, [Size(1, 1, [read, size_])])
+    met = {(outcome.target.what, outcome.target.against): outcome.met for outcome in found.targets()}
+    assert met["by collection, 30 days to the second", RAW] is True
+    assert met["rollups with their indexes", "raw table"] is False
+    assert met["by collection, 365 days to the second", RAW] is None
