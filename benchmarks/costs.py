@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from aggregator import verify
-from benchmarks.data import EVERYTHING, HAS_JOBS, Database, Server, if_fits
+from benchmarks.data import EVERYTHING, Database, Server, if_fits
 from benchmarks.measure import DifferentError, Recorder, milliseconds
 from benchmarks.peers import Peer
 from benchmarks.reads import READS
@@ -30,33 +29,29 @@ def build(
 ) -> None:
     """First build of all rollups, beside passes of the raw query over the same rows, and beside others' builds."""
 
-    def anew(**arguments: Any) -> float:
+    def anew(jobs: int) -> float:
         # In a database of its own: detach would leave the room that its rows took.
         fresh = server.create("fresh", copy_of="source")
         try:
             fresh.attach()
-            return _built(fresh, lambda: fresh.refresh(**arguments))
+            return _built(fresh, lambda: fresh.refresh(jobs))
         finally:
             fresh.connection.close()
             server.drop("fresh")
 
-    one_job = {"jobs": 1} if HAS_JOBS else {}
     found: dict[str, list[float]] = {ROLLUPS: []}
 
     def once(name: str, database: Database, work: Callable[[], object]) -> None:
         with record.attempt(f"first build, {name}"):
             found[name] = [_built(database, work)]
 
-    once(ROLLUPS, full, lambda: full.refresh(**one_job))
+    once(ROLLUPS, full, full.refresh)
     works: dict[str, Callable[[], float]] = {
         RAW: lambda: raw_pass(full, one_process=False),
         RAW_ONE: lambda: raw_pass(full, one_process=True),
-        ROLLUPS: lambda: anew(**one_job),
+        ROLLUPS: lambda: anew(1),
+        TWO_JOBS: lambda: anew(2),
     }
-    if HAS_JOBS:
-        works[TWO_JOBS] = lambda: anew(jobs=2)
-    else:
-        record.skip("first build with 2 jobs: this version's refresh has no jobs")
     again = record.interleave("first build", works, repeat=min(3, record.options.repeat), warm_up=False)
     found |= {name: found.get(name, []) + values for name, values in again.items()}
     if hourly is not None:

@@ -23,9 +23,6 @@ SQL = load("data")
 
 PREFIX = "aggregator_bench_"
 
-HAS_JOBS = "jobs" in inspect.signature(refresh.refresh).parameters
-"""Whether a refresh can work on several connections."""
-
 _HOURLY_ARGUMENT = "hourly" in inspect.signature(capture.attach).parameters
 _HOURLY_SETTING = "hourly" in Settings.model_fields
 HAS_HOURLY = _HOURLY_ARGUMENT or _HOURLY_SETTING
@@ -51,9 +48,9 @@ class Database:
         arguments: dict[str, Any] = {"hourly": True} if hourly and _HOURLY_ARGUMENT else {}
         capture.attach(self.connection, self.settings, **arguments)
 
-    def refresh(self, **arguments: Any) -> None:
-        """Bring the rollups up to now."""
-        refresh.refresh(self.connection, self.settings, **arguments)
+    def refresh(self, jobs: int = 1) -> None:
+        """Bring the rollups up to now, on so many connections."""
+        refresh.refresh(self.connection, self.settings.model_copy(update={"jobs": jobs}))
 
     def add_tail(self, events: int) -> None:
         """Add new events, and let the statistics know, as hours of ordinary writing would have."""

@@ -137,7 +137,7 @@ def test_corruption_is_named_and_mended(filled: Database) -> None:
     """verify names a corrupted rollup row and exits 1; --repair mends it."""
     assert run(filled.dsn, "refresh").returncode == 0
     filled.execute(
-        "update usage.daily_fact set event_count = event_count + 41 where ctid = (select min(ctid) from usage.daily)"
+        "update usage.daily_fact set event_count = event_count + 41 where ctid = (select min(ctid) from usage.daily_fact)"
     )
     found = run(filled.dsn, "verify")
     assert found.returncode == 1

@@ -136,7 +136,8 @@ def test_histories_and_differences_are_readable(awkward: Database, columns: str)
     awkward.execute("update usage.metric set unit = 'tokens' where resource_type = 'ai'")
     awkward.refresh()
     awkward.execute(
-        "update usage.daily_fact set total_value = total_value + 12345678901234 where resource_type = 'tts'"
+        "update usage.daily_fact set total_value = total_value + 12345678901234"
+        " where key_id in (select id from usage.key where resource_type = 'tts')"
     )
     found = run(awkward.dsn, "verify", COLUMNS=columns)
     assert found.returncode == 1

@@ -1,0 +1,186 @@
+"""refresh --jobs: sums that further connections add up in the folding connection's snapshot, and what may befall them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from aggregator import workers
+from aggregator.errors import AggregatorError
+from tests.harness import Database, Mismatch
+
+DAYS = 40
+
+FACTS = ("daily", "daily_collection", "monthly", "monthly_collection", "daily_total")
+
+
+@pytest.fixture
+def filled(db: Database) -> Database:
+    """Some thousand events of forty days; steps of a few hundred, so that there are several of several days."""
+    db.execute(
+        "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+        " select case when n % 7 > 0 then ('00000000-0000-0000-0000-00000000000' || n % 7)::uuid end,"
+        " (array['ai', 'whisper', 'tts', null])[n % 4 + 1],"
+        " jsonb_build_object('tokens_in', n, 'tokens_out', n % 13, 'characters', n * 0.1, 'duration_seconds', n::text,"
+        "                    'job_type', 'job ' || n % 5, 'model_level', (array['large', 'small'])[n % 3]),"
+        f" now() - n * interval '1 minute' * {DAYS * 24 * 60 / 3000} from generate_series(1, 3000) n",
+    )
+    db.execute("analyze public.resource_usage_log")
+    db.settings = db.settings.model_copy(update={"step_events": 400, "jobs": 3})
+    return db
+
+
+def rollups(db: Database) -> dict[str, list[Any]]:
+    """Return all rows of the rollups, as text without zeros behind the point."""
+    numbers = "event_count, trim_scale(total_value), trim_scale(secondary_value), rejected_count"
+    return {
+        name: sorted(
+            db.execute(
+                f"select to_jsonb(r) - '{{total_value,secondary_value}}'::text[] || jsonb_build_array({numbers}) from usage.{name} r"
+            ),
+            key=str,
+        )
+        for name in FACTS
+    }
+
+
+def test_the_rollups_are_those_of_one_connection(filled: Database) -> None:
+    """With any number of connections the same rows come out, counted the same, and again after a day of late changes."""
+    for change in (
+        "select 1",
+        "update public.resource_usage_log set detail = '{\"tokens_in\": 5}' where id % 10 = 0",
+        "truncate public.resource_usage_log",
+    ):
+        found = []
+        filled.execute(change)
+        for jobs in (1, 2, 5):
+            if jobs > 1:
+                filled.execute("insert into usage.truncate_marker (truncated) values ('to fold anew')")
+            result = filled.refresh(jobs=jobs)
+            found.append(rollups(filled))
+            filled.compare()
+            if change == "select 1":
+                assert result.events == 3000
+        assert found[0] == found[1] == found[2]
+    assert filled.scalar("select count(*) from pg_stat_activity where application_name = 'aggregator worker'"
+                         " and datname = current_database()") == 0  # fmt: skip
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list[int]]:
+    """Return what makes something happen when workers are first set to work, after the snapshot they are to work in."""
+
+    def install(happening: Callable[[], None]) -> list[int]:
+        calls: list[int] = []
+        add_up = workers.Workers.add_up
+
+        def with_happening(self: workers.Workers, *arguments: Any) -> Iterator[int]:
+            if not calls:
+                happening()
+            calls.append(1)
+            yield from add_up(self, *arguments)
+
+        monkeypatch.setattr(workers.Workers, "add_up", with_happening)
+        return calls
+
+    return install
+
+
+def _late(db: Database) -> None:
+    db.execute(
+        "insert into public.resource_usage_log (resource_type, detail, created_at)"
+        " select 'ai', '{\"tokens_in\": 7}', now() - n * interval '1 day' from generate_series(1, 39) n"
+    )
+
+
+def test_workers_see_what_the_folding_connection_sees(filled: Database, once: Any) -> None:
+    """An event that comes late while workers add up is in no sum of theirs: it waits as a late change."""
+    assert once(lambda: _late(filled)) == []
+    filled.refresh()
+    filled.compare()
+    assert filled.verify().differences == 0
+
+
+def test_workers_of_another_snapshot_are_caught(filled: Database, once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mutation: workers that see what is committed counts the late event twice."""
+    monkeypatch.setitem(workers.SQL, "import_snapshot", "set local application_name = {snapshot}")
+    once(lambda: _late(filled))
+    filled.refresh()
+    with pytest.raises(Mismatch):
+        filled.compare()
+
+
+def test_a_worker_that_dies_undoes_the_step(filled: Database, once: Any) -> None:
+    """Its refresh fails in one line; nothing is lost, and the next one goes on."""
+    once(
+        lambda: filled.scalar(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+            " where application_name = 'aggregator worker' and datname = current_database()"
+        )
+    )
+    with pytest.raises((AggregatorError, psycopg.Error)):
+        filled.refresh()
+    filled.compare()
+    assert filled.scalar("select status from usage.refresh_run order by id desc limit 1") == "failed"
+    assert filled.refresh().status == "done"
+    filled.compare()
+    assert filled.verify().differences == 0
+
+
+def test_ddl_of_the_host_does_not_hang_it(filled: Database, once: Any) -> None:
+    """DDL waits for the step, and a worker would wait for the DDL: it gives up at once, and the step is tried again."""
+    done = threading.Event()
+
+    def ddl() -> None:
+        with filled.connect() as session:
+            session.execute(b"alter table public.resource_usage_log add column other text")
+        done.set()
+
+    def begin() -> None:
+        threading.Thread(target=ddl, daemon=True).start()
+        while not filled.scalar("select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock'"):
+            time.sleep(0.01)
+
+    calls = once(begin)
+    assert filled.refresh().status == "done"
+    assert len(calls) > 1
+    assert done.wait(10)
+    filled.compare()
+
+
+def test_late_changes_and_writers_meanwhile(filled: Database) -> None:
+    """Writers go on while several connections fold: exact all along."""
+    stop = threading.Event()
+
+    def write() -> None:
+        with filled.connect() as session:
+            while not stop.is_set():
+                session.execute(
+                    b"update public.resource_usage_log set created_at = created_at - interval '3 hours',"
+                    b" detail = jsonb_set(detail, '{tokens_in}', '3') where id % 500 = floor(random() * 500)"
+                )
+                session.execute(
+                    b"insert into public.resource_usage_log (resource_type, detail, created_at)"
+                    b" values ('ai', '{\"tokens_in\": 1}', now() - random() * interval '40 days')"
+                )
+                stop.wait(0.05)
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        for _ in range(3):
+            filled.refresh()
+            filled.compare()
+            filled.execute("insert into usage.truncate_marker (truncated) values ('to fold anew')")
+            filled.compare()
+    finally:
+        stop.set()
+        writer.join()
+    filled.refresh()
+    filled.compare()
+    assert filled.verify().differences == 0
