@@ -17,7 +17,7 @@ from psycopg import errors, sql
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, UsageError, never
-from aggregator.settings import Settings
+from aggregator.settings import Settings, days_back
 
 SQL = sql_files.load("capture")
 TRIGGERS = ("usage_insert", "usage_update", "usage_delete", "usage_truncate")
@@ -28,6 +28,7 @@ _COLUMN_TYPES: dict[str, tuple[str, ...]] = {
     "resource_type": ("text", "character varying"),
     "detail": ("jsonb",),
 }
+_LOOKBACK_KINDS = {"r", "p", "v", "f"}
 _KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index"}
 
 Result = TypeVar("Result")
@@ -50,6 +51,8 @@ class Attached:
     time_zone: str
     changed: bool
     warnings: tuple[str, ...]
+    lookback_days: int | None
+    """Each refresh repairs so many days, for there are no triggers; None: there are."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def attach(connection: Connection, settings: Settings) -> Attached:
     was not to be had.
     """
     with transaction(connection, read_only=True):
+        lookback_days = _lookback_days(connection, settings)
         source = _resolve(connection, settings.source_table, "source")
-        warnings = _check_source(connection, source)
+        warnings = _check_source(connection, source, lookback=lookback_days is not None)
         titles = _title_table(connection, settings, warnings)
         # This scan of two centuries of days takes a second, so it is not done under a lock.
         valid_from = _scalar(connection, SQL["zone_valid_from"], zone=settings.time_zone)
@@ -79,10 +83,32 @@ def attach(connection: Connection, settings: Settings) -> Attached:
 
     def try_once() -> bool:
         with transaction(connection, lock_timeout=settings.lock_timeout):
-            return _attach_once(connection, settings, source, titles, valid_from, warnings)
+            return _attach_once(connection, settings, source, titles, valid_from, warnings, lookback_days)
 
     changed = with_lock_retries(settings, try_once)
-    return Attached(source.name, titles.name if titles else None, settings.time_zone, changed, tuple(warnings))
+    return Attached(
+        source.name, titles.name if titles else None, settings.time_zone, changed, tuple(warnings), lookback_days
+    )
+
+
+def _lookback_days(connection: Connection, settings: Settings) -> int | None:
+    """Return how many days each refresh is to repair, or None for capture by triggers: as set, else as it is attached."""
+    row = connection.execute(SQL["attached_how"]).fetchone()
+    assert row is not None
+    source, by_lookback, days = row
+    attached = None if source is None else "lookback" if by_lookback else "triggers"
+    wanted = settings.capture or attached or "triggers"
+    if attached not in {None, wanted}:
+        raise SourceError(
+            f"{source} is attached by {attached}: run aggregator detach first, then attach --capture {wanted}"
+        )
+    if wanted == "triggers":
+        if "lookback" in settings.model_fields_set:
+            raise UsageError(f"--lookback {settings.lookback} is for --capture lookback: set both or neither")
+        return None
+    return (
+        int(days) if days is not None and "lookback" not in settings.model_fields_set else days_back(settings.lookback)
+    )
 
 
 def _attach_once(
@@ -92,11 +118,12 @@ def _attach_once(
     titles: _Table | None,
     valid_from: str,
     warnings: list[str],
+    lookback_days: int | None,
 ) -> bool:
     # The state first, then the source: a fold holds the state for seconds, and writers must not wait behind that.
     row = connection.execute(SQL["lock_state"]).fetchone()
     assert row is not None
-    old_source, old_oid, old_titles, old_zone, _frontier, _sealed, _trusted_now, _reason, doubt, unchanged = row
+    old_source, old_oid, old_titles, old_zone, _frontier, _sealed, _trusted_now, _reason, doubt, unchanged, *how = row
     if old_source is not None and old_source != source.name:
         raise SourceError(f"{old_source} is attached: run aggregator detach first, then attach {source.name}")
     fresh = old_source is None
@@ -106,10 +133,14 @@ def _attach_once(
             f"the rollups are by days of {old_zone}: set AGGREGATOR_TIME_ZONE={old_zone},"
             f" or run aggregator detach and attach again to rebuild them in {settings.time_zone}"
         )
-    mode = "origin" if _scalar(connection, SQL["subscribed"]) else "always"
-    enabled = "O" if mode == "origin" else "A"
-    tree = connection.execute(SQL["tree"], {"oid": source.oid, "enabled": enabled}).fetchall()
-    complete = all(set(TRIGGERS) <= set(firing) for _, _, _, _, firing in tree)
+    if lookback_days is not None:
+        mode, tree = "lookback", []
+        complete, unchanged = how == ["lookback", lookback_days], True
+    else:
+        mode = "origin" if _scalar(connection, SQL["subscribed"]) else "always"
+        enabled = "O" if mode == "origin" else "A"
+        tree = connection.execute(SQL["tree"], {"oid": source.oid, "enabled": enabled}).fetchall()
+        complete = all(set(TRIGGERS) <= set(firing) for _, _, _, _, firing in tree)
     if (
         not fresh
         and complete
@@ -121,7 +152,8 @@ def _attach_once(
         connection.execute(SQL["restore_grants"])
         return renewed
 
-    connection.execute(sql.SQL(SQL["lock_source"]).format(source=source.identifier))
+    if lookback_days is None:
+        connection.execute(sql.SQL(SQL["lock_source"]).format(source=source.identifier))
     _create_functions(connection, source.name, titles.name if titles else None)
     _create_triggers(connection, source, tree, mode)
     connection.execute(
@@ -132,6 +164,7 @@ def _attach_once(
             "titles": titles.name if titles else None,
             "zone": settings.time_zone,
             "mode": mode,
+            "lookback_days": lookback_days,
             "valid_from": valid_from,
             "fresh": fresh,
         },
@@ -288,22 +321,32 @@ def _resolve(connection: Connection, name: str, role: str) -> _Table:
     return _Table(quoted, int(oid))
 
 
-def _check_source(connection: Connection, source: _Table) -> list[str]:
-    """Raise SourceError if the source cannot be captured; return warnings."""
+def _check_source(connection: Connection, source: _Table, *, lookback: bool) -> list[str]:
+    """Raise SourceError if the source cannot be captured, by triggers or by lookback; return warnings."""
     row = connection.execute(SQL["relation"], {"oid": source.oid}).fetchone()
     assert row is not None
     kind, persistence, is_partition, filtered, owns, owner, user, may_select = row
-    if kind not in {"r", "p"}:
+    if kind not in _LOOKBACK_KINDS:
         raise SourceError(
-            f"{source.name} is {_KINDS.get(kind, 'no table')}: only a table or partitioned table can be captured"
+            f"{source.name} is {_KINDS.get(kind, 'no table')}: only a table or partitioned table can be captured,"
+            " a view or foreign table with --capture lookback"
+        )
+    distributed = _is_distributed(connection, source)
+    if not lookback and (distributed or kind in {"v", "f"}):
+        what = "distributed by Citus" if distributed else _KINDS[kind]
+        raise SourceError(
+            f"{source.name} is {what}, which can have no triggers: attach it with --capture lookback, whose answers show late"
+            " changes from the next refresh on"
         )
     if persistence != "p":
         raise SourceError(
             f"{source.name} is unlogged or temporary: a crash would empty it unseen; ALTER TABLE … SET LOGGED"
         )
-    if is_partition:
+    if is_partition and not lookback:
         raise SourceError(f"{source.name} is a partition: attach the partitioned table that it belongs to")
-    if not owns or not may_select:
+    if lookback and not may_select:
+        raise SourceError(f"role {user} may not read {source.name}: GRANT SELECT ON {source.name} TO {user}")
+    if not lookback and not (owns and may_select):
         raise SourceError(
             f"role {user} must own {source.name} to add triggers to it: connect as {owner}, or a member of it"
         )
@@ -312,11 +355,11 @@ def _check_source(connection: Connection, source: _Table) -> list[str]:
             f"row-level security would hide rows of {source.name} from role {user}: ALTER ROLE {user} BYPASSRLS, or attach"
             " as a role that has it"
         )
-    _check_columns(connection, source)
-    child = connection.execute(SQL["unsupported_relation"], {"oid": source.oid}).fetchone()
+    _check_columns(connection, source, lookback=lookback)
+    child = None if lookback else connection.execute(SQL["unsupported_relation"], {"oid": source.oid}).fetchone()
     if child is not None:
         raise SourceError(f"{child[0]} {child[1]}: {source.name} cannot be captured with it")
-    if not _scalar(connection, SQL["has_index"], oid=source.oid, column="created_at"):
+    if kind in {"r", "p"} and not _scalar(connection, SQL["has_index"], oid=source.oid, column="created_at"):
         concurrently = "" if kind == "p" else "CONCURRENTLY "
         raise SourceError(
             f"{source.name} has no index that leads with created_at: CREATE INDEX {concurrently}ON {source.name} (created_at)"
@@ -327,7 +370,11 @@ def _check_source(connection: Connection, source: _Table) -> list[str]:
     ]
 
 
-def _check_columns(connection: Connection, source: _Table) -> None:
+def _is_distributed(connection: Connection, source: _Table) -> bool:
+    return bool(_scalar(connection, SQL["knows_citus"]) and _scalar(connection, SQL["is_distributed"], oid=source.oid))
+
+
+def _check_columns(connection: Connection, source: _Table, *, lookback: bool) -> None:
     found = {name: rest for name, *rest in connection.execute(SQL["columns"], {"oid": source.oid}).fetchall()}
     for column, types in _COLUMN_TYPES.items():
         if column not in found:
@@ -340,7 +387,7 @@ def _check_columns(connection: Connection, source: _Table) -> None:
             )
         if type_name not in types:
             raise SourceError(f"{source.name}.{column} is {type_name}; it must be {' or '.join(types)}")
-        if generated == "v":
+        if generated == "v" and not lookback:
             raise SourceError(f"{source.name}.{column} is a virtual generated column: triggers do not see its value")
         if deterministic is False:
             raise SourceError(

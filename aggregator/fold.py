@@ -54,6 +54,8 @@ class State:
     """A TRUNCATE of the source is not yet folded."""
     frontier_day: str
     sealed_day: str
+    lookback_days: int | None
+    """Each refresh repairs so many days, for there are no triggers; None: there are."""
 
 
 def read_state(connection: Connection) -> State:
@@ -72,9 +74,11 @@ def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterat
     Never waits for a lock on the source, so it can never be part of a deadlock with the host's DDL, and never for long for
     the state: raises ``LockNotAvailable`` instead, with a note of who holds them, for ``with_retries``.
     """
+    lockable = _lockable(connection, source)
     try:
         with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, lock_timeout=_LOCK_TIMEOUT):
-            connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+            if lockable:
+                connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
             if lock_state:
                 connection.execute(SQL["lock_state"])
             # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
@@ -96,9 +100,18 @@ def looking(connection: Connection, *, read_only: bool = True) -> Iterator[State
     ``with_retries``.
     """
     source = source_name(connection)
+    lockable = _lockable(connection, source)
     with transaction(connection, read_only=read_only):
-        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+        if lockable:
+            connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
         yield read_state(connection)
+
+
+def _lockable(connection: Connection, source: str) -> bool:
+    with transaction(connection, read_only=True):
+        row = connection.execute(SQL["lockable"], {"source": source}).fetchone()
+    assert row is not None
+    return bool(row[0])
 
 
 def source_name(connection: Connection) -> str:

@@ -49,6 +49,16 @@ select exists (select from pg_index i
                 where i.indrelid = %(oid)s and i.indisvalid and i.indisunique and i.indimmediate
                   and i.indpred is null and i.indnkeyatts = 1 and a.attname = 'id')
 
+-- is_distributed --
+-- Whether Citus keeps the rows of a table on other servers; only where its catalog is there.
+select exists (select from pg_catalog.pg_dist_partition p where p.logicalrelid::oid = %(oid)s::oid)
+
+-- knows_citus --
+select to_regclass('pg_catalog.pg_dist_partition') is not null
+
+-- attached_how --
+select s.source, s.capture_mode = 'lookback', s.lookback_days from usage.state s
+
 -- publications --
 select pubname::text from pg_publication where puballtables order by 1
 
@@ -220,7 +230,7 @@ lock table {source} in share row exclusive mode
 
 -- lock_state --
 select source, source_oid, title_source, time_zone, frontier, sealed_until, trusted, distrust_reason,
-       usage.fingerprint_doubt(), usage.fingerprint() is not distinct from fingerprint
+       usage.fingerprint_doubt(), usage.fingerprint() is not distinct from fingerprint, capture_mode, lookback_days
   from usage.state for update
 
 -- lock_attached --
@@ -229,7 +239,7 @@ select source, title_source from usage.state where source is not null for update
 -- set_attached --
 update usage.state
    set source = %(source)s, source_oid = %(oid)s, title_source = %(titles)s, time_zone = %(zone)s,
-       capture_mode = %(mode)s, zone_valid_from = %(valid_from)s::timestamptz, attached_at = clock_timestamp(),
+       capture_mode = %(mode)s, lookback_days = %(lookback_days)s, zone_valid_from = %(valid_from)s::timestamptz, attached_at = clock_timestamp(),
        frontier = case when %(fresh)s then sealed_until else frontier end
 
 -- set_seal --
@@ -256,7 +266,7 @@ update usage.state
 -- Of discarded history there is nothing to say any more.
 with discarded as (delete from usage.metric_history where %(discard)s)
 update usage.state
-   set source = null, source_oid = null, title_source = null, fingerprint = null, capture_mode = null, attached_at = null,
+   set source = null, source_oid = null, title_source = null, fingerprint = null, capture_mode = null, lookback_days = null, attached_at = null,
        sealed_until = case when %(discard)s then '-infinity' else sealed_until end,
        frontier = case when %(discard)s then '-infinity' else sealed_until end,
        trusted = true, distrust_reason = null, zone_valid_from = '-infinity', repair_day = null, version = version + 1

@@ -2,7 +2,8 @@
 -- datetime.
 
 -- sequence_behind --
-select s.source is not null and isfinite(s.frontier)
+-- Without triggers no writer looks at it, and the advance that follows puts it right.
+select s.source is not null and isfinite(s.frontier) and s.capture_mode is distinct from 'lookback'
        and coalesce(pg_sequence_last_value('usage.frontier_seq') < extract(epoch from s.frontier) * 1000000, true)
   from usage.state s
 
@@ -24,9 +25,10 @@ select f.key, f.value, c.relkind <> 'p', usage.is_rewritten(f.key::oid, f.value)
  order by c.oid
 
 -- any_new_partition --
--- Or a child that is no partition.
-select exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
-    or exists (select from pg_inherits i where i.inhparent = s.source_oid and not s.fingerprint ? i.inhrelid::text)
+-- Or a child that is no partition. Without triggers it makes no difference.
+select s.capture_mode is distinct from 'lookback'
+   and (exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
+        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not s.fingerprint ? i.inhrelid::text))
   from usage.state s
 
 -- partition_name --

@@ -1,0 +1,92 @@
+-- Lookback: sources that can have no triggers (views, foreign tables, distributed tables). No change is captured; each
+-- refresh repairs the last days. Answers are as of the last refresh below the frontier, and say so.
+
+alter table usage.state add column lookback_days integer;
+comment on column usage.state.lookback_days is
+'capture_mode lookback: each refresh repairs this many local days before the frontier of the one before; else null.';
+alter table usage.state drop constraint state_capture_mode;
+alter table usage.state add constraint state_capture_mode check (capture_mode in ('always', 'origin', 'lookback'));
+alter table usage.state add constraint state_lookback
+    check (coalesce(capture_mode = 'lookback', false) = (lookback_days is not null) and lookback_days > 0);
+comment on column usage.state.capture_mode is
+'always: triggers are ENABLE ALWAYS; origin: late_change is itself subscribed to; lookback: no triggers, each refresh repairs the last days.';
+
+create or replace function usage.is_captured(trigger_states text, capture_mode text) returns boolean
+language sql immutable parallel safe
+return case capture_mode when 'lookback' then true
+                         when 'origin' then trigger_states like 'usage_delete O %usage_insert O %usage_update O %'
+                         else trigger_states like 'usage_delete A %usage_insert A %usage_update A %' end;
+
+-- Three functions get a new outside. What they did goes on under another name; theirs stays bound where it is used.
+do $$
+declare
+    moved text;
+begin
+    foreach moved in array array['usage.fingerprint_doubt()', 'usage.window_parts(timestamptz, timestamptz)',
+                                 'usage.problems(interval, interval, bigint, numeric, interval)'] loop
+        execute replace(pg_catalog.pg_get_functiondef(moved::pg_catalog.regprocedure), 'FUNCTION usage.', 'FUNCTION usage.captured_');
+    end loop;
+end $$;
+comment on function usage.captured_fingerprint_doubt() is 'usage.fingerprint_doubt() of a source with triggers.';
+comment on function usage.captured_window_parts(timestamptz, timestamptz) is 'usage.window_parts() of a source with triggers.';
+comment on function usage.captured_problems(interval, interval, bigint, numeric, interval) is 'usage.problems() of a source with triggers.';
+
+-- Of a source without triggers nothing is known but whether it is there, and the same.
+create or replace function usage.fingerprint_doubt() returns text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    s usage.state;
+begin
+    select * into strict s from usage.state;
+    if s.capture_mode is distinct from 'lookback' then
+        return usage.captured_fingerprint_doubt();
+    elsif to_regclass(s.source) is null then
+        return format('the source %s is gone: restore it, or run aggregator detach', s.source);
+    elsif to_regclass(s.source)::oid <> s.source_oid then
+        return format('another relation bears the name %s: run aggregator attach, then verify --repair', s.source);
+    end if;
+    return null;
+end $$;
+
+create function usage.lookback_reason(first_day date) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select format('capture is lookback: a late change of the last %s appears at the next refresh, an older one at aggregator verify --repair',
+                  case s.lookback_days when 1 then 'day' else s.lookback_days || ' days' end)
+      from usage.state s
+     where s.capture_mode = 'lookback' and first_day is not null
+$$;
+comment on function usage.lookback_reason(date) is
+'Why an answer that takes days from the rollups, from this one on (null: none), may miss late changes; null if it cannot.';
+
+create or replace function usage.window_parts(since timestamptz, until timestamptz) returns usage.window_parts
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
+as $$
+declare
+    p      usage.window_parts := usage.captured_window_parts(since, until);
+    reason text := usage.lookback_reason(p.day_from);
+begin
+    if reason is not null then
+        p.exact := false;
+        p.reasons := p.reasons || reason;
+    end if;
+    return p;
+end $$;
+
+create or replace function usage.problems(
+    max_lag interval, max_verification_age interval, max_pending_changes bigint, max_rejected_share numeric, max_frontier_ahead interval)
+returns table (code text, problem text, remedy text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD' set timezone = 'UTC'
+as $$
+begin
+    return query
+        select p.code, p.problem, p.remedy
+          from usage.captured_problems(max_lag, max_verification_age, max_pending_changes, max_rejected_share, max_frontier_ahead) p
+         -- a view or foreign table has no index of its own
+         where not (p.code = 'source' and p.remedy like 'CREATE INDEX %'
+                    and exists (select from usage.state s join pg_class c on c.oid = to_regclass(s.source)
+                                 where s.capture_mode = 'lookback' and c.relkind in ('v', 'f')));
+end $$;
+
+select usage.restore_grants();
