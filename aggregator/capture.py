@@ -6,6 +6,7 @@ on the source, which waits for open writers while later ones queue behind it, so
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,9 +94,11 @@ def attach(connection: Connection, settings: Settings) -> Attached:
 
 def _lookback_days(connection: Connection, settings: Settings) -> int | None:
     """Return how many days each refresh is to repair, or None for capture by triggers: as set, else as it is attached."""
-    row = connection.execute(SQL["attached_how"]).fetchone()
-    assert row is not None
-    source, by_lookback, days = row
+    row = None
+    with contextlib.suppress(errors.InsufficientPrivilege), connection.transaction():
+        row = connection.execute(SQL["attached_how"]).fetchone()
+    # A role that may not even read the state is told what it lacks when the source is looked at.
+    source, by_lookback, days = row or (None, None, None)
     attached = None if source is None else "lookback" if by_lookback else "triggers"
     wanted = settings.capture or attached or "triggers"
     if attached not in {None, wanted}:
