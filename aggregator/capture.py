@@ -21,6 +21,7 @@ from aggregator.errors import AggregatorError, UsageError, never
 from aggregator.settings import Settings, days_back
 
 SQL = sql_files.load("capture")
+CITUS = sql_files.load("citus")
 TRIGGERS = ("usage_insert", "usage_update", "usage_delete", "usage_truncate")
 
 _COLUMN_TYPES: dict[str, tuple[str, ...]] = {
@@ -136,9 +137,10 @@ def _attach_once(
             f"the rollups are by days of {old_zone}: set AGGREGATOR_TIME_ZONE={old_zone},"
             f" or run aggregator detach and attach again to rebuild them in {settings.time_zone}"
         )
+    distributed = lookback_days is not None and _is_distributed(connection, source)
     if lookback_days is not None:
         mode, tree = "lookback", []
-        complete, unchanged = how == ["lookback", lookback_days], True
+        complete, unchanged = how == ["lookback", lookback_days, distributed], True
     else:
         mode = "origin" if _scalar(connection, SQL["subscribed"]) else "always"
         enabled = "O" if mode == "origin" else "A"
@@ -151,13 +153,13 @@ def _attach_once(
         and old_oid == source.oid
         and old_titles == (titles.name if titles else None)
     ):
-        renewed = _create_functions(connection, source.name, titles.name if titles else None)
+        renewed = _create_functions(connection, source.name, titles.name if titles else None, distributed=distributed)
         connection.execute(SQL["restore_grants"])
         return renewed
 
     if lookback_days is None:
         connection.execute(sql.SQL(SQL["lock_source"]).format(source=source.identifier))
-    _create_functions(connection, source.name, titles.name if titles else None)
+    _create_functions(connection, source.name, titles.name if titles else None, distributed=distributed)
     _create_triggers(connection, source, tree, mode)
     connection.execute(
         SQL["set_attached"],
@@ -168,6 +170,7 @@ def _attach_once(
             "zone": settings.time_zone,
             "mode": mode,
             "lookback_days": lookback_days,
+            "distributed": distributed,
             "valid_from": valid_from,
             "fresh": fresh,
         },
@@ -182,21 +185,33 @@ def _attach_once(
     return True
 
 
-def _create_functions(connection: Connection, source: str, titles: str | None) -> bool:
+def _create_functions(connection: Connection, source: str, titles: str | None, *, distributed: bool) -> bool:
     """Create the functions that know the host's tables, by their quoted names, as far as they are not there as they should be."""
     from_titles = "no_collection_body" if titles is None else "collection_body"
-    names = {"source": sql.SQL(source), "titles": sql.SQL(titles or ""), "name": sql.Literal(source)}
+    sums = sql.SQL(CITUS["sums_query"]).format(source=sql.SQL(source)).as_string(connection)
+    names = {
+        "source": sql.SQL(source),
+        "sums": sql.Literal(sums),
+        "titles": sql.SQL(titles or ""),
+        "name": sql.Literal(source),
+    }
+    blocks = {**SQL, **CITUS} if distributed else SQL
     bodies = {
-        "event": SQL["event_body"], "collection": SQL[from_titles],
-        "capture": SQL["capture_body"], "capture_truncate": SQL["truncate_body"],
+        name: blocks[f"{name}_body"]
+        for name in ("event", "event_between", "next_event", "nth_event", "distributed_sums")
+    }
+    bodies |= {
+        "collection": SQL[from_titles], "capture": SQL["capture_body"], "capture_truncate": SQL["truncate_body"],
     }  # fmt: skip
     there: dict[str, str] = dict(connection.execute(SQL["function_bodies"], {"names": list(bodies)}).fetchall())
     changed = False
     for function, template in bodies.items():
         body = sql.SQL(template).format(**names).as_string(connection)
         if there.get(function) != body:
-            connection.execute(sql.SQL(SQL[f"{function}_function"]).format(body=sql.Literal(body)))
+            connection.execute(sql.SQL(blocks[f"{function}_function"]).format(body=sql.Literal(body)))
             changed = True
+    if distributed and changed:
+        connection.execute(CITUS["distribute_functions"])
     return changed
 
 
@@ -207,7 +222,8 @@ def renew_functions(connection: Connection) -> None:
     """
     row = connection.execute(SQL["lock_attached"]).fetchone()
     if row is not None:
-        _create_functions(connection, *row)
+        source, titles, distributed = row
+        _create_functions(connection, source, titles, distributed=distributed)
 
 
 def _create_triggers(connection: Connection, source: _Table, tree: list[tuple[Any, ...]], mode: str) -> None:

@@ -56,6 +56,8 @@ class State:
     sealed_day: str
     lookback_days: int | None
     """Each refresh repairs so many days, for there are no triggers; None: there are."""
+    distributed: bool
+    """The source is a table that Citus distributes."""
 
 
 def read_state(connection: Connection) -> State:

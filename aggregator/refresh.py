@@ -366,7 +366,10 @@ def _fold(
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         upper, more_raw = _step_end(connection, settings, state, target)
-        _add_raw(connection, state.frontier, upper, state.time_zone)
+        if state.distributed:
+            connection.execute(capture.CITUS["add_raw"], {"from": state.frontier, "to": upper})
+        else:
+            _add_raw(connection, state.frontier, upper, state.time_zone)
         late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
         connection.execute(SQL["set_frontier"], {"frontier": upper})
     events = _scalar(connection, "counted")

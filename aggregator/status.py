@@ -107,10 +107,7 @@ class Status:
 
     def _how(self) -> str:
         if self.lookback_days is not None:
-            return (
-                f"lookback: each refresh repairs the last {self.lookback_days} days; triggers, TRUNCATE and partitions are"
-                " not watched, as there are no triggers"
-            )
+            return f"lookback: each refresh repairs the last {self.lookback_days} days; nothing else is watched"
         return self.capture or "none"
 
     def as_dict(self) -> dict[str, Any]:

@@ -271,8 +271,12 @@ def _verify_chunk(
         row = connection.execute(SQL["bounds"], days).fetchone()
         assert row is not None
         connection.execute(fold.SQL["create_delta"])
+        expected = SQL["expected_distributed" if state.distributed else "expected"]
         connection.execute(
-            b"insert into pg_temp.delta " + SQL["differences"].encode(),
+            b"insert into pg_temp.delta with expected as materialized ("
+            + expected.encode()
+            + b")"
+            + SQL["differences"].encode(),
             {**days, "start": row[0], "end": row[1], "reason": reason or _restatement_reason(state)},
         )
         count_row = connection.execute(SQL["count_differences"]).fetchone()

@@ -14,7 +14,7 @@ select s.source, s.frontier, s.sealed_until, s.trusted, s.distrust_reason, s.tim
        exists (select from usage.truncate_marker) as truncated,
        usage.local_day(s.frontier, s.time_zone) as frontier_day,
        usage.local_day(s.sealed_until, s.time_zone) as sealed_day,
-       s.lookback_days
+       s.lookback_days, s.distributed
   from usage.state s
 
 -- lock_state --

@@ -14,4 +14,5 @@ select greatest(usage.local_day(s.frontier, s.time_zone) - s.lookback_days, usag
 
 -- purgeable --
 -- Days that each refresh repairs (null: there are triggers), and whether events can be deleted; 16: the DELETE of its bits.
-select s.source, s.lookback_days, (pg_relation_is_updatable(to_regclass(s.source), true) & 16) <> 0 from usage.state s
+select s.source, s.lookback_days, (pg_relation_is_updatable(to_regclass(s.source), true) & 16) <> 0 and not s.distributed
+  from usage.state s

@@ -74,19 +74,17 @@ update usage.state s
 explain (format json) select from usage.event() e where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
 
 -- count_tail --
-select count(*) from usage.event() e where e.created_at >= %(from)s::timestamptz
+select count(*) from usage.event_between(%(from)s::timestamptz, null) e
 
 -- count_late --
 select count(*) from usage.late_change l where l.created_at < %(frontier)s::timestamptz
 
 -- nth_event --
 -- The instant of the N-th event from the frontier on, and the first instant of its day.
-with nth as materialized (  -- or the day of each event skipped would be worked out too
-    select e.created_at
-      from usage.event() e
-     where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
-     order by e.created_at
-    offset %(n)s limit 1
+with nth as materialized (  -- once
+    select f.created_at
+      from usage.nth_event(%(from)s::timestamptz, %(to)s::timestamptz, %(n)s) f (created_at)
+     where f.created_at is not null
 )
 select n.created_at::text, d.start::text, n.created_at > %(from)s::timestamptz, d.start > %(from)s::timestamptz
   from nth n, lateral (select usage.day_start(usage.local_day(n.created_at, %(zone)s), %(zone)s) as start) d

@@ -20,6 +20,98 @@ language sql immutable parallel safe
 return case capture_mode when 'origin' then trigger_states like 'usage_delete O %usage_insert O %usage_update O %'
                          else trigger_states like 'usage_delete A %usage_insert A %usage_update A %' end;
 
+create or replace function usage.measured(
+    head_sign integer, head_from timestamptz, head_to timestamptz,
+    foot_sign integer, foot_from timestamptz, foot_to timestamptz,
+    tail_from timestamptz, tail_to timestamptz,
+    late_from timestamptz, late_to timestamptz, late_sign integer)
+returns table (sign integer, late boolean, created_at timestamptz, collection_id uuid,
+               resource_type text, job_type text, model_level text,
+               value numeric, secondary numeric, rejected boolean)
+language sql stable
+begin atomic
+select n.sign, n.late, n.created_at, n.collection_id,
+       usage.key_text(n.resource_type) collate "C",
+       usage.key_text(n.job_type) collate "C",
+       usage.key_text(n.model_level) collate "C",
+       usage.in_bounds(n.value_number),
+       usage.in_bounds(n.secondary_number),
+       usage.is_rejected(n.value, usage.in_bounds(n.value_number))
+           or usage.is_rejected(n.secondary, usage.in_bounds(n.secondary_number))
+  from (select j.*, usage.parsed_number(j.value) as value_number, usage.parsed_number(j.secondary) as secondary_number
+          from (select r.sign, r.late, r.created_at, r.collection_id, r.resource_type,
+                       r.detail ->> 'job_type' as job_type,
+                       r.detail ->> 'model_level' as model_level,
+                       r.detail -> case when r.created_at < (select max(h.valid_below) from usage.metric_history h)
+                                        then (select d.value_key from usage.metric_definition d
+                                               where d.resource_type = r.resource_type collate "C" and r.created_at >= d.valid_from
+                                                 and (d.valid_to is null or r.created_at < d.valid_to))
+                                        else m.value_key end as value,
+                       r.detail -> case when r.created_at < (select max(h.valid_below) from usage.metric_history h)
+                                        then (select d.secondary_key from usage.metric_definition d
+                                               where d.resource_type = r.resource_type collate "C" and r.created_at >= d.valid_from
+                                                 and (d.valid_to is null or r.created_at < d.valid_to))
+                                        else m.secondary_key end as secondary
+                  from (select head_sign as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail
+                          from usage.event() e
+                         where e.created_at >= head_from and e.created_at < head_to
+                        union all
+                        select foot_sign, false, e.created_at, e.collection_id, e.resource_type, e.detail
+                          from usage.event() e
+                         where e.created_at >= foot_from and e.created_at < foot_to
+                        union all
+                        select 1, false, e.created_at, e.collection_id, e.resource_type, e.detail
+                          from usage.event() e
+                         where e.created_at >= tail_from and (tail_to is null or e.created_at < tail_to)
+                        union all
+                        select l.sign::integer, true, l.created_at, l.collection_id, l.resource_type, l.detail
+                          from usage.late_change l
+                         where l.created_at >= late_from and l.created_at < late_to
+                           and (late_sign is null or l.sign = late_sign)) r
+                  left join usage.metric m on m.resource_type = r.resource_type collate "C"
+                offset 0) j
+        offset 0) n;
+end;
+
+create or replace function usage.pending_event()
+returns table (sign integer, created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set jit = off set row_security = off
+as $$
+declare
+    top timestamptz := usage.effective_frontier();
+begin
+    return query execute $query$
+        select l.sign::integer, l.created_at, l.collection_id, l.resource_type, l.detail
+          from usage.late_change l where l.created_at < $1
+        union all
+        select 1, e.created_at, e.collection_id, e.resource_type, e.detail
+          from usage.event() e where e.created_at >= $1
+    $query$ using top;
+end $$;
+
+create or replace function usage.tail_events(at_most bigint) returns bigint
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set row_security = off
+as $$
+declare
+    found bigint;
+begin
+    if (select s.source is null from usage.state s) then
+        return null;
+    end if;
+    execute 'select count(*) from (select from usage.event() e where e.created_at >= $1 limit $2) t'
+       into found using (select s.frontier from usage.state s), at_most;
+    return found;
+exception when undefined_table or undefined_column then  -- renamed or dropped by the host: usage.problems() says so
+    return null;
+end $$;
+
+drop function usage.event_between(timestamptz, timestamptz);
+drop function usage.next_event(timestamptz, timestamptz);
+drop function usage.nth_event(timestamptz, timestamptz, bigint);
+drop function usage.distributed_sums(timestamptz, timestamptz);
+alter table usage.state drop column distributed;
+
 alter table usage.state drop constraint state_lookback;
 alter table usage.state drop constraint state_capture_mode;
 alter table usage.state add constraint state_capture_mode check (capture_mode in ('always', 'origin'));

@@ -89,4 +89,118 @@ begin
                                  where s.capture_mode = 'lookback' and c.relkind in ('v', 'f')));
 end $$;
 
+-- Events of a range, late-bound -----------------------------------------------------------------------------------------
+
+-- attach replaces these as it does usage.event(): with ones that the planner inlines, so that a range costs what it did, or
+-- for a table that Citus distributes with ones that hand the range to its workers, since Citus cannot plan inlined ones.
+do $$
+declare
+    stub text;
+begin
+    foreach stub in array array[
+        'event_between(since timestamptz, until timestamptz)'
+            ' returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)',
+        'next_event(since timestamptz, until timestamptz) returns timestamptz',
+        'nth_event(since timestamptz, until timestamptz, n bigint) returns timestamptz',
+        'distributed_sums(since timestamptz, until timestamptz)'
+            ' returns table (day date, collection_id uuid, resource_type text, job_type text, model_level text,'
+            ' event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint)'] loop
+        execute 'create function usage.' || stub || ' language plpgsql stable set search_path = pg_catalog, pg_temp as '
+                || quote_literal('begin raise object_not_in_prerequisite_state using message = ''not attached: run aggregator attach''; end');
+    end loop;
+end $$;
+comment on function usage.event_between(timestamptz, timestamptz) is
+'The events of [since, until), until null: open; since null: none. Late-bound.';
+comment on function usage.next_event(timestamptz, timestamptz) is 'The instant of the first event in [since, until), or null. Late-bound.';
+comment on function usage.nth_event(timestamptz, timestamptz, bigint) is
+'Where a step of about N events of [since, until) ends: the instant of event N + 1, of a distributed table the first instant of a day; null: there are no more than N.';
+comment on function usage.distributed_sums(timestamptz, timestamptz) is
+'Of a table that Citus distributes: what the events of [since, until) add up to by day and key, worked out on the workers. Late-bound.';
+
+alter table usage.state add column distributed boolean not null default false;
+comment on column usage.state.distributed is 'Whether the source is a table that Citus distributes: folds add up on its workers.';
+
+create or replace function usage.measured(
+    head_sign integer, head_from timestamptz, head_to timestamptz,
+    foot_sign integer, foot_from timestamptz, foot_to timestamptz,
+    tail_from timestamptz, tail_to timestamptz,
+    late_from timestamptz, late_to timestamptz, late_sign integer)
+returns table (sign integer, late boolean, created_at timestamptz, collection_id uuid,
+               resource_type text, job_type text, model_level text,
+               value numeric, secondary numeric, rejected boolean)
+language sql stable
+begin atomic
+select n.sign, n.late, n.created_at, n.collection_id,
+       usage.key_text(n.resource_type) collate "C",
+       usage.key_text(n.job_type) collate "C",
+       usage.key_text(n.model_level) collate "C",
+       usage.in_bounds(n.value_number),
+       usage.in_bounds(n.secondary_number),
+       usage.is_rejected(n.value, usage.in_bounds(n.value_number))
+           or usage.is_rejected(n.secondary, usage.in_bounds(n.secondary_number))
+  from (select j.*, usage.parsed_number(j.value) as value_number, usage.parsed_number(j.secondary) as secondary_number
+          from (select r.sign, r.late, r.created_at, r.collection_id, r.resource_type,
+                       r.detail ->> 'job_type' as job_type,
+                       r.detail ->> 'model_level' as model_level,
+                       r.detail -> case when r.created_at < (select max(h.valid_below) from usage.metric_history h)
+                                        then (select d.value_key from usage.metric_definition d
+                                               where d.resource_type = r.resource_type collate "C" and r.created_at >= d.valid_from
+                                                 and (d.valid_to is null or r.created_at < d.valid_to))
+                                        else m.value_key end as value,
+                       r.detail -> case when r.created_at < (select max(h.valid_below) from usage.metric_history h)
+                                        then (select d.secondary_key from usage.metric_definition d
+                                               where d.resource_type = r.resource_type collate "C" and r.created_at >= d.valid_from
+                                                 and (d.valid_to is null or r.created_at < d.valid_to))
+                                        else m.secondary_key end as secondary
+                  from (select head_sign as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail
+                          from usage.event_between(head_from, head_to) e
+                        union all
+                        select foot_sign, false, e.created_at, e.collection_id, e.resource_type, e.detail
+                          from usage.event_between(foot_from, foot_to) e
+                        union all
+                        select 1, false, e.created_at, e.collection_id, e.resource_type, e.detail
+                          from usage.event_between(tail_from, tail_to) e
+                        union all
+                        select l.sign::integer, true, l.created_at, l.collection_id, l.resource_type, l.detail
+                          from usage.late_change l
+                         where l.created_at >= late_from and l.created_at < late_to
+                           and (late_sign is null or l.sign = late_sign)) r
+                  left join usage.metric m on m.resource_type = r.resource_type collate "C"
+                offset 0) j
+        offset 0) n;
+end;
+
+create or replace function usage.pending_event()
+returns table (sign integer, created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set jit = off set row_security = off
+as $$
+declare
+    top timestamptz := usage.effective_frontier();
+begin
+    return query execute $query$
+        select l.sign::integer, l.created_at, l.collection_id, l.resource_type, l.detail
+          from usage.late_change l where l.created_at < $1
+        union all
+        select 1, e.created_at, e.collection_id, e.resource_type, e.detail
+          from usage.event_between($1, null) e
+    $query$ using top;
+end $$;
+
+create or replace function usage.tail_events(at_most bigint) returns bigint
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set row_security = off
+as $$
+declare
+    found bigint;
+begin
+    if (select s.source is null from usage.state s) then
+        return null;
+    end if;
+    execute 'select count(*) from (select from usage.event_between($1, null) limit $2) t'
+       into found using (select s.frontier from usage.state s), at_most;
+    return found;
+exception when undefined_table or undefined_column then  -- renamed or dropped by the host: usage.problems() says so
+    return null;
+end $$;
+
 select usage.restore_grants();
