@@ -203,4 +203,21 @@ exception when undefined_table or undefined_column then  -- renamed or dropped b
     return null;
 end $$;
 
+-- Until deploy/roles.sql is run again: whoever could read events still can.
+do $$
+declare
+    statement text;
+begin
+    for statement in
+        select format('grant execute on function %s to %s%s', new.oid::regprocedure, a.grantee::regrole,
+                      case when a.is_grantable then ' with grant option' else '' end)
+          from pg_proc new, pg_proc old, aclexplode(old.proacl) a
+         where old.oid = 'usage.event()'::regprocedure and a.grantee not in (0, old.proowner)
+           and new.pronamespace = 'usage'::regnamespace
+           and new.proname in ('event_between', 'next_event', 'nth_event', 'distributed_sums')
+    loop
+        execute statement;
+    end loop;
+end $$;
+
 select usage.restore_grants();
