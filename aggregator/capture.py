@@ -350,12 +350,11 @@ def _check_source(connection: Connection, source: _Table, *, lookback: bool) -> 
             f"{source.name} is {_KINDS.get(kind, 'no table')}: only a table or partitioned table can be captured,"
             " a view or foreign table with --capture lookback"
         )
-    distributed = _is_distributed(connection, source)
-    if not lookback and (distributed or kind in {"v", "f"}):
-        what = "distributed by Citus" if distributed else _KINDS[kind]
+    what = _without_triggers(connection, source, kind)
+    if what is not None and not lookback:
         raise SourceError(
-            f"{source.name} is {what}, which can have no triggers: attach it with --capture lookback, whose answers show late"
-            " changes from the next refresh on"
+            f"{source.name} is {what}: attach it with --capture lookback, whose answers show late changes from the next"
+            " refresh on"
         )
     if persistence != "p":
         raise SourceError(
@@ -387,6 +386,15 @@ def _check_source(connection: Connection, source: _Table, *, lookback: bool) -> 
         f"publication {name} is FOR ALL TABLES: it carries schema usage to its subscribers too"
         for (name,) in connection.execute(SQL["publications"]).fetchall()
     ]
+
+
+def _without_triggers(connection: Connection, source: _Table, kind: str) -> str | None:
+    """Return what the source is, if triggers cannot capture it."""
+    if _is_distributed(connection, source):
+        return "distributed by Citus, which can have no triggers"
+    if _scalar(connection, SQL["knows_timescaledb"]) and _scalar(connection, SQL["is_hypertable"], oid=source.oid):
+        return "a TimescaleDB hypertable, whose chunks come and go without their triggers being told"
+    return f"{_KINDS[kind]}, which can have no triggers" if kind in {"v", "f"} else None
 
 
 def _is_distributed(connection: Connection, source: _Table) -> bool:

@@ -56,6 +56,14 @@ select exists (select from pg_catalog.pg_dist_partition p where p.logicalrelid::
 -- knows_citus --
 select to_regclass('pg_catalog.pg_dist_partition') is not null
 
+-- knows_timescaledb --
+select to_regclass('_timescaledb_catalog.hypertable') is not null
+
+-- is_hypertable --
+-- Whether TimescaleDB keeps the rows of a table in chunks; only where its catalog is there.
+select exists (select from _timescaledb_catalog.hypertable h
+                where to_regclass(format('%%I.%%I', h.schema_name, h.table_name))::oid = %(oid)s::oid)
+
 -- attached_how --
 select s.source, s.capture_mode = 'lookback', s.lookback_days from usage.state s
 

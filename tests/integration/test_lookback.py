@@ -309,6 +309,22 @@ def test_nightly_follows_what_it_verifies(looked: Database) -> None:
     assert status.read_status(db.own, db.settings).problems == ()
 
 
+def test_nightly_does_not_follow_a_retention(looked: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of older days a difference turns trust off: somebody's retention must not empty the rollups unseen."""
+    db = looked
+    day = db.scalar("select day::text from usage.daily where day < current_date - 20 order by day limit 1")
+    monkeypatch.setitem(
+        nightly.SQL, "random_day", f"select '{day}', ('{day}'::date + 1)::text where %(before)s is not null"
+    )
+    history = db.scalar("select sum(event_count) from usage.daily_total")
+    db.execute("delete from public.looked where created_at < current_date - 20")
+    found = nightly.run(db.own, db.settings)
+    assert len(found.errors) == 1
+    assert "run aggregator verify --repair" in found.errors[0]
+    assert db.scalar("select sum(event_count) from usage.daily_total") == history
+    db.compare()
+
+
 def test_verify_without_repair_turns_trust_off(looked: Database) -> None:
     """As ever: the answers are right at once, and slow."""
     db = looked
