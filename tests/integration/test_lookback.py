@@ -314,7 +314,7 @@ def test_nightly_does_not_follow_a_retention(looked: Database, monkeypatch: pyte
     db = looked
     day = db.scalar("select day::text from usage.daily where day < current_date - 20 order by day limit 1")
     monkeypatch.setitem(
-        nightly.SQL, "random_day", f"select '{day}', ('{day}'::date + 1)::text where %(before)s is not null"
+        nightly.SQL, "random_day", f"select '{day}', ('{day}'::date + 1)::text where %(before)s::date is not null"
     )
     history = db.scalar("select sum(event_count) from usage.daily_total")
     db.execute("delete from public.looked where created_at < current_date - 20")
