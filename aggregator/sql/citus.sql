@@ -67,18 +67,24 @@ end
 
 -- sums_query --
 -- What usage.measured() makes of each event, added up where it is: $1 since, $2 until, $3 zone. Above the seal only today's
--- definition of a metric holds, and nothing below it is added here. UNNEST is a fence that Citus hands on: without it each
--- number would be parsed three times.
-select usage.local_day(e.created_at, $3), e.collection_id, usage.key_text(e.resource_type),
-       usage.key_text(e.detail ->> 'job_type'), usage.key_text(e.detail ->> 'model_level'),
-       count(*), coalesce(sum(usage.in_bounds(v.value)), 0), coalesce(sum(usage.in_bounds(v.secondary)), 0),
-       count(*) filter (where usage.is_rejected(e.detail -> m.value_key, usage.in_bounds(v.value))
-                           or usage.is_rejected(e.detail -> m.secondary_key, usage.in_bounds(v.secondary)))
-  from {source} e
-  left join usage.metric m on m.resource_type = e.resource_type collate "C"
- cross join lateral unnest(array[usage.parsed_number(e.detail -> m.value_key)],
-                           array[usage.parsed_number(e.detail -> m.secondary_key)]) v (value, secondary)
- where e.created_at >= $1 and e.created_at < $2
+-- definition of a metric holds, and nothing below it is added here. random() is a fence, as OFFSET 0 is there, but one that
+-- Citus hands on to the workers: a subquery with something volatile is not merged with what is around it, so each expression is
+-- worked out once (that halves the time).
+select usage.local_day(n.created_at, $3), n.collection_id, usage.key_text(n.resource_type),
+       usage.key_text(n.job_type), usage.key_text(n.model_level),
+       count(*), coalesce(sum(usage.in_bounds(n.value_number)), 0), coalesce(sum(usage.in_bounds(n.secondary_number)), 0),
+       count(*) filter (where usage.is_rejected(n.value, usage.in_bounds(n.value_number))
+                           or usage.is_rejected(n.secondary, usage.in_bounds(n.secondary_number)))
+  from (select j.created_at, j.collection_id, j.resource_type, j.job_type, j.model_level, j.value, j.secondary,
+               usage.parsed_number(j.value) as value_number, usage.parsed_number(j.secondary) as secondary_number,
+               random() as fence
+          from (select e.created_at, e.collection_id, e.resource_type,
+                       e.detail ->> 'job_type' as job_type, e.detail ->> 'model_level' as model_level,
+                       e.detail -> m.value_key as value, e.detail -> m.secondary_key as secondary,
+                       random() as fence
+                  from {source} e
+                  left join usage.metric m on m.resource_type = e.resource_type collate "C"
+                 where e.created_at >= $1 and e.created_at < $2) j) n
  group by 1, 2, 3, 4, 5
 
 -- distributed_sums_body --

@@ -21,6 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import conninfo, sql
+from pydantic import SecretStr
 
 from aggregator import capture, migrations, nightly, purge, rebuild, refresh, status, verify
 from aggregator.db import connect
@@ -279,6 +280,34 @@ def test_commands(db: Database) -> None:
         purge.purge(db.own, db.settings, "10d")
     assert not db.attach().changed
     assert db.scalar("select count(*) from usage.rejected_event") > 0
+
+
+def test_roles(db: Database) -> None:
+    """The schema is a superuser's; a refresher that is none, and may log in on the workers, refreshes; a reader reads."""
+    script = (ROOT / "deploy" / "roles.sql").read_text(encoding="utf-8").replace(":source", db.source)
+    logins = {f"citus_{role}_{os.getpid()}": role for role in ("usage_refresher", "usage_reader")}
+    db.execute(script)
+    try:
+        for login, role in logins.items():
+            db.execute(f"create role {login} login in role {role}")
+        refresher, reader = (
+            db.settings.model_copy(update={"database_url": SecretStr(conninfo.make_conninfo(db.dsn, user=login))})
+            for login in logins
+        )
+        fill(db, 500, 1)
+        with connect(refresher) as own:
+            refresh.refresh(own, refresher)
+            assert verify.verify(own, refresher).differences == 0
+        db.compare()
+        with connect(reader) as own:
+            since = _ago(db, 10.3)
+            read = "select * from usage.by_collection(%s::timestamptz, '2100-01-01')"
+            assert own.execute(read.encode(), (since,)).fetchall() == db.execute(read, (since,))
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                own.execute("select from public.resource_usage_log")
+    finally:
+        for login in logins:
+            db.execute(f"drop role if exists {login}")
 
 
 def test_schema_from_before_citus(empty: Database) -> None:
