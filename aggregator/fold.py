@@ -85,7 +85,10 @@ def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterat
                 connection.execute(SQL["lock_state"])
             # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
             connection.execute("set local work_mem = '64MB'")
-            yield read_state(connection)
+            state = read_state(connection)
+            if state.distributed:
+                connection.execute(SQL["settings_of_workers"])
+            yield state
     except errors.LockNotAvailable as exc:
         with transaction(connection, read_only=True):
             row = connection.execute(SQL["lock_holders"]).fetchone()
