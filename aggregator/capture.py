@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString, TypeVar
 
@@ -23,6 +23,9 @@ from aggregator.settings import Settings, days_back
 SQL = sql_files.load("capture")
 CITUS = sql_files.load("citus")
 TRIGGERS = ("usage_insert", "usage_update", "usage_delete", "usage_truncate")
+
+_OF_RANGES = ("event_between", "next_event", "nth_event", "distributed_sums")
+"""Functions that know how to reach a range of the source; others where Citus distributes it."""
 
 _COLUMN_TYPES: dict[str, tuple[str, ...]] = {
     "created_at": ("timestamp with time zone",),
@@ -196,22 +199,26 @@ def _create_functions(connection: Connection, source: str, titles: str | None, *
         "name": sql.Literal(source),
     }
     blocks = {**SQL, **CITUS} if distributed else SQL
-    bodies = {
-        name: blocks[f"{name}_body"]
-        for name in ("event", "event_between", "next_event", "nth_event", "distributed_sums")
-    }
+    bodies = {name: blocks[f"{name}_body"] for name in ("event", *_OF_RANGES)}
     bodies |= {
         "collection": SQL[from_titles], "capture": SQL["capture_body"], "capture_truncate": SQL["truncate_body"],
     }  # fmt: skip
+    changed = _replace_functions(
+        connection, blocks, {name: sql.SQL(body).format(**names).as_string(connection) for name, body in bodies.items()}
+    )
+    if distributed and changed:
+        connection.execute(CITUS["distribute_functions"])
+    return changed
+
+
+def _replace_functions(connection: Connection, blocks: dict[str, LiteralString], bodies: Mapping[str, str]) -> bool:
+    """Create the functions whose bodies are not there as given; return whether there were any."""
     there: dict[str, str] = dict(connection.execute(SQL["function_bodies"], {"names": list(bodies)}).fetchall())
     changed = False
-    for function, template in bodies.items():
-        body = sql.SQL(template).format(**names).as_string(connection)
+    for function, body in bodies.items():
         if there.get(function) != body:
             connection.execute(sql.SQL(blocks[f"{function}_function"]).format(body=sql.Literal(body)))
             changed = True
-    if distributed and changed:
-        connection.execute(CITUS["distribute_functions"])
     return changed
 
 
@@ -283,6 +290,7 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
             delete_unsealed(connection)
             connection.execute(SQL["delete_captured"])
             connection.execute(SQL["stub_functions"])
+            _replace_functions(connection, SQL, {name: SQL[f"{name}_body"] for name in _OF_RANGES})
             return True
 
     return with_lock_retries(settings, try_once)

@@ -96,10 +96,9 @@ returns table (created_at timestamptz, collection_id uuid, resource_type text, d
 language sql stable as {body}
 
 -- event_between_body --
-select e.created_at::pg_catalog.timestamptz, e.collection_id::pg_catalog.uuid, e.resource_type::pg_catalog.text, e.detail::pg_catalog.jsonb from {source} e where e.created_at::pg_catalog.timestamptz >= $1 and ($2 is null or e.created_at::pg_catalog.timestamptz < $2)
+select e.created_at, e.collection_id, e.resource_type, e.detail from usage.event() e where e.created_at >= $1 and ($2 is null or e.created_at < $2)
 
 -- event_between_function --
--- Parameters by number in the body: a column of the source might have their names.
 create or replace function usage.event_between(since timestamptz, until timestamptz)
 returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
 language sql stable as {body}
@@ -155,10 +154,6 @@ select p.proname::text, p.prosrc from pg_proc p where p.pronamespace = 'usage'::
 
 -- stub_functions --
 create or replace function usage.event()
-returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
-language plpgsql stable set search_path = pg_catalog, pg_temp
-as $$ begin raise object_not_in_prerequisite_state using message = 'not attached: run aggregator attach'; end $$;
-create or replace function usage.event_between(since timestamptz, until timestamptz)
 returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$ begin raise object_not_in_prerequisite_state using message = 'not attached: run aggregator attach'; end $$;

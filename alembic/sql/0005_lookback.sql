@@ -89,33 +89,44 @@ begin
                                  where s.capture_mode = 'lookback' and c.relkind in ('v', 'f')));
 end $$;
 
--- Events of a range, late-bound -----------------------------------------------------------------------------------------
+-- Events of a range ----------------------------------------------------------------------------------------------------
 
--- attach replaces these as it does usage.event(): with ones that the planner inlines, so that a range costs what it did, or
--- for a table that Citus distributes with ones that hand the range to its workers, since Citus cannot plan inlined ones.
-do $$
-declare
-    stub text;
+-- What the planner inlines, so that a range costs what it did. For a table that Citus distributes attach puts others in their
+-- place, which hand the range to the workers, since Citus cannot plan inlined ones.
+create function usage.event_between(since timestamptz, until timestamptz)
+returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
+language sql stable as $$select e.created_at, e.collection_id, e.resource_type, e.detail from usage.event() e where e.created_at >= $1 and ($2 is null or e.created_at < $2)$$;
+
+create function usage.next_event(since timestamptz, until timestamptz) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$declare
+    found timestamptz;
 begin
-    foreach stub in array array[
-        'event_between(since timestamptz, until timestamptz)'
-            ' returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)',
-        'next_event(since timestamptz, until timestamptz) returns timestamptz',
-        'nth_event(since timestamptz, until timestamptz, n bigint) returns timestamptz',
-        'distributed_sums(since timestamptz, until timestamptz)'
-            ' returns table (day date, collection_id uuid, resource_type text, job_type text, model_level text,'
-            ' event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint)'] loop
-        execute 'create function usage.' || stub || ' language plpgsql stable set search_path = pg_catalog, pg_temp as '
-                || quote_literal('begin raise object_not_in_prerequisite_state using message = ''not attached: run aggregator attach''; end');
-    end loop;
-end $$;
+    -- as a value, so that the planner knows the range
+    execute 'select min(e.created_at) from usage.event_between($1, $2) e' into found using since, until;
+    return found;
+end$$;
+
+create function usage.nth_event(since timestamptz, until timestamptz, n bigint) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$declare
+    found timestamptz;
+begin
+    execute 'select e.created_at from usage.event_between($1, $2) e order by e.created_at offset $3 limit 1' into found using since, until, n;
+    return found;
+end$$;
+
+create function usage.distributed_sums(since timestamptz, until timestamptz)
+returns table (day date, collection_id uuid, resource_type text, job_type text, model_level text,
+               event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$begin
+    raise object_not_in_prerequisite_state using message = 'the source is not a table that Citus distributes';
+end$$;
 comment on function usage.event_between(timestamptz, timestamptz) is
-'The events of [since, until), until null: open; since null: none. Late-bound.';
-comment on function usage.next_event(timestamptz, timestamptz) is 'The instant of the first event in [since, until), or null. Late-bound.';
+'The events of [since, until), until null: open; since null: none.';
+comment on function usage.next_event(timestamptz, timestamptz) is 'The instant of the first event in [since, until), or null.';
 comment on function usage.nth_event(timestamptz, timestamptz, bigint) is
 'Where a step of about N events of [since, until) ends: the instant of event N + 1, of a distributed table the first instant of a day; null: there are no more than N.';
 comment on function usage.distributed_sums(timestamptz, timestamptz) is
-'Of a table that Citus distributes: what the events of [since, until) add up to by day and key, worked out on the workers. Late-bound.';
+'Of a table that Citus distributes: what the events of [since, until) add up to by day and key, worked out on the workers.';
 
 alter table usage.state add column distributed boolean not null default false;
 comment on column usage.state.distributed is 'Whether the source is a table that Citus distributes: folds add up on its workers.';
