@@ -214,7 +214,9 @@ class Settings(BaseSettings):
     @property
     def lag_limit(self) -> float:
         """Seconds since the frontier from which on ``status`` complains."""
-        return 3 * self.refresh_every if self.max_lag is None else self.max_lag
+        if self.max_lag is not None:
+            return self.max_lag
+        return 3 * self.refresh_every + (self.lookback_grace if self.capture == "lookback" else 0)
 
     @property
     def conninfo(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from psycopg import conninfo, sql
 
-from aggregator import capture, lookback, nightly, purge, rebuild, refresh, seal, status, usage_overview
+from aggregator import capture, lookback, nightly, purge, rebuild, refresh, seal, status, usage_overview, verify
 from aggregator.errors import UsageError
 from tests.harness import Database, Hooked, Mismatch, compare, snapshot
 from tests.integration.sources import PARTITIONED_DDL, fill
@@ -179,6 +179,18 @@ def test_in_one_snapshot(new_database: Any) -> None:
         db.compare()
     db.refresh()
     db.compare()
+
+
+def test_the_frontier_is_chosen_before_the_repair(new_database: Any) -> None:
+    """Or a change in between, of the first day of the lookback, could be lost at midnight."""
+    db = made(new_database, "plain")
+    db.attach()
+    db.refresh()
+    repaired: list[Any] = []
+    hooks = {verify.SQL["bounds"]: lambda: repaired.append(db.scalar("select clock_timestamp()"))}
+    refresh.refresh(Hooked(db.own, hooks), db.settings)  # type: ignore[arg-type]
+    assert db.scalar("select frontier from usage.state") < repaired[0]
+    assert db.settings.lag_limit == 3 * db.settings.refresh_every
 
 
 def test_days_are_counted_from_the_last_refresh(new_database: Any) -> None:
