@@ -6,8 +6,9 @@ on the source, which waits for open writers while later ones queue behind it, so
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString, TypeVar
 
@@ -17,10 +18,14 @@ from psycopg import errors, sql
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, UsageError, never
-from aggregator.settings import Settings
+from aggregator.settings import Settings, days_back
 
 SQL = sql_files.load("capture")
+CITUS = sql_files.load("citus")
 TRIGGERS = ("usage_insert", "usage_update", "usage_delete", "usage_truncate")
+
+_OF_RANGES = ("event_between", "next_event", "nth_event", "distributed_sums")
+"""Functions that know how to reach a range of the source; others where Citus distributes it."""
 
 _COLUMN_TYPES: dict[str, tuple[str, ...]] = {
     "created_at": ("timestamp with time zone",),
@@ -28,6 +33,7 @@ _COLUMN_TYPES: dict[str, tuple[str, ...]] = {
     "resource_type": ("text", "character varying"),
     "detail": ("jsonb",),
 }
+_LOOKBACK_KINDS = {"r", "p", "v", "f"}
 _KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "i": "an index"}
 
 Result = TypeVar("Result")
@@ -50,6 +56,8 @@ class Attached:
     time_zone: str
     changed: bool
     warnings: tuple[str, ...]
+    lookback_days: int | None
+    """Each refresh repairs so many days, for there are no triggers; None: there are."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,9 @@ def attach(connection: Connection, settings: Settings) -> Attached:
     was not to be had.
     """
     with transaction(connection, read_only=True):
+        lookback_days = _lookback_days(connection, settings)
         source = _resolve(connection, settings.source_table, "source")
-        warnings = _check_source(connection, source)
+        warnings = _check_source(connection, source, lookback=lookback_days is not None)
         titles = _title_table(connection, settings, warnings)
         # This scan of two centuries of days takes a second, so it is not done under a lock.
         valid_from = _scalar(connection, SQL["zone_valid_from"], zone=settings.time_zone)
@@ -79,10 +88,34 @@ def attach(connection: Connection, settings: Settings) -> Attached:
 
     def try_once() -> bool:
         with transaction(connection, lock_timeout=settings.lock_timeout):
-            return _attach_once(connection, settings, source, titles, valid_from, warnings)
+            return _attach_once(connection, settings, source, titles, valid_from, warnings, lookback_days)
 
     changed = with_lock_retries(settings, try_once)
-    return Attached(source.name, titles.name if titles else None, settings.time_zone, changed, tuple(warnings))
+    return Attached(
+        source.name, titles.name if titles else None, settings.time_zone, changed, tuple(warnings), lookback_days
+    )
+
+
+def _lookback_days(connection: Connection, settings: Settings) -> int | None:
+    """Return how many days each refresh is to repair, or None for capture by triggers: as set, else as it is attached."""
+    row = None
+    with contextlib.suppress(errors.InsufficientPrivilege), connection.transaction():
+        row = connection.execute(SQL["attached_how"]).fetchone()
+    # A role that may not even read the state is told what it lacks when the source is looked at.
+    source, by_lookback, days = row or (None, None, None)
+    attached = None if source is None else "lookback" if by_lookback else "triggers"
+    wanted = settings.capture or attached or "triggers"
+    if attached not in {None, wanted}:
+        raise SourceError(
+            f"{source} is attached by {attached}: run aggregator detach first, then attach --capture {wanted}"
+        )
+    if wanted == "triggers":
+        if "lookback" in settings.model_fields_set:
+            raise UsageError(f"--lookback {settings.lookback} is for --capture lookback: set both or neither")
+        return None
+    return (
+        int(days) if days is not None and "lookback" not in settings.model_fields_set else days_back(settings.lookback)
+    )
 
 
 def _attach_once(
@@ -92,11 +125,12 @@ def _attach_once(
     titles: _Table | None,
     valid_from: str,
     warnings: list[str],
+    lookback_days: int | None,
 ) -> bool:
     # The state first, then the source: a fold holds the state for seconds, and writers must not wait behind that.
     row = connection.execute(SQL["lock_state"]).fetchone()
     assert row is not None
-    old_source, old_oid, old_titles, old_zone, _frontier, _sealed, _trusted_now, _reason, doubt, unchanged = row
+    old_source, old_oid, old_titles, old_zone, _frontier, _sealed, _trusted_now, _reason, doubt, unchanged, *how = row
     if old_source is not None and old_source != source.name:
         raise SourceError(f"{old_source} is attached: run aggregator detach first, then attach {source.name}")
     fresh = old_source is None
@@ -106,10 +140,15 @@ def _attach_once(
             f"the rollups are by days of {old_zone}: set AGGREGATOR_TIME_ZONE={old_zone},"
             f" or run aggregator detach and attach again to rebuild them in {settings.time_zone}"
         )
-    mode = "origin" if _scalar(connection, SQL["subscribed"]) else "always"
-    enabled = "O" if mode == "origin" else "A"
-    tree = connection.execute(SQL["tree"], {"oid": source.oid, "enabled": enabled}).fetchall()
-    complete = all(set(TRIGGERS) <= set(firing) for _, _, _, _, firing in tree)
+    distributed = lookback_days is not None and _is_distributed(connection, source)
+    if lookback_days is not None:
+        mode, tree = "lookback", []
+        complete, unchanged = how == ["lookback", lookback_days, distributed], True
+    else:
+        mode = "origin" if _scalar(connection, SQL["subscribed"]) else "always"
+        enabled = "O" if mode == "origin" else "A"
+        tree = connection.execute(SQL["tree"], {"oid": source.oid, "enabled": enabled}).fetchall()
+        complete = all(set(TRIGGERS) <= set(firing) for _, _, _, _, firing in tree)
     if (
         not fresh
         and complete
@@ -117,12 +156,13 @@ def _attach_once(
         and old_oid == source.oid
         and old_titles == (titles.name if titles else None)
     ):
-        renewed = _create_functions(connection, source.name, titles.name if titles else None)
+        renewed = _create_functions(connection, source.name, titles.name if titles else None, distributed=distributed)
         connection.execute(SQL["restore_grants"])
         return renewed
 
-    connection.execute(sql.SQL(SQL["lock_source"]).format(source=source.identifier))
-    _create_functions(connection, source.name, titles.name if titles else None)
+    if lookback_days is None:
+        connection.execute(sql.SQL(SQL["lock_source"]).format(source=source.identifier))
+    _create_functions(connection, source.name, titles.name if titles else None, distributed=distributed)
     _create_triggers(connection, source, tree, mode)
     connection.execute(
         SQL["set_attached"],
@@ -132,6 +172,8 @@ def _attach_once(
             "titles": titles.name if titles else None,
             "zone": settings.time_zone,
             "mode": mode,
+            "lookback_days": lookback_days,
+            "distributed": distributed,
             "valid_from": valid_from,
             "fresh": fresh,
         },
@@ -146,20 +188,47 @@ def _attach_once(
     return True
 
 
-def _create_functions(connection: Connection, source: str, titles: str | None) -> bool:
+def _create_functions(connection: Connection, source: str, titles: str | None, *, distributed: bool) -> bool:
     """Create the functions that know the host's tables, by their quoted names, as far as they are not there as they should be."""
     from_titles = "no_collection_body" if titles is None else "collection_body"
-    names = {"source": sql.SQL(source), "titles": sql.SQL(titles or ""), "name": sql.Literal(source)}
-    bodies = {
-        "event": SQL["event_body"], "collection": SQL[from_titles],
-        "capture": SQL["capture_body"], "capture_truncate": SQL["truncate_body"],
+    sums = sql.SQL(CITUS["sums_query"]).format(source=sql.SQL(source)).as_string(connection)
+    names = {
+        "source": sql.SQL(source),
+        "sums": sql.Literal(sums),
+        "titles": sql.SQL(titles or ""),
+        "name": sql.Literal(source),
+    }
+    blocks = {**SQL, **CITUS} if distributed else SQL
+    bodies = {name: blocks[f"{name}_body"] for name in ("event", *_OF_RANGES)}
+    bodies |= {
+        "collection": SQL[from_titles], "capture": SQL["capture_body"], "capture_truncate": SQL["truncate_body"],
     }  # fmt: skip
+    row = connection.execute(SQL["is_table"], {"name": source}).fetchone()
+    changed = _replace_functions(
+        connection,
+        blocks,
+        {name: sql.SQL(body).format(**names).as_string(connection) for name, body in bodies.items()},
+        parallel="safe" if row == (True,) else "unsafe",
+    )
+    if distributed and changed:
+        connection.execute(CITUS["distribute_functions"])
+    return changed
+
+
+def _replace_functions(
+    connection: Connection, blocks: dict[str, LiteralString], bodies: Mapping[str, str], *, parallel: str = "unsafe"
+) -> bool:
+    """Create the functions whose bodies are not there as given; return whether there were any.
+
+    ``parallel``: whether workers may read the source. The planner asks before it looks into a view.
+    """
     there: dict[str, str] = dict(connection.execute(SQL["function_bodies"], {"names": list(bodies)}).fetchall())
     changed = False
-    for function, template in bodies.items():
-        body = sql.SQL(template).format(**names).as_string(connection)
+    for function, body in bodies.items():
         if there.get(function) != body:
-            connection.execute(sql.SQL(SQL[f"{function}_function"]).format(body=sql.Literal(body)))
+            connection.execute(
+                sql.SQL(blocks[f"{function}_function"]).format(body=sql.Literal(body), parallel=sql.SQL(parallel))
+            )
             changed = True
     return changed
 
@@ -171,7 +240,8 @@ def renew_functions(connection: Connection) -> None:
     """
     row = connection.execute(SQL["lock_attached"]).fetchone()
     if row is not None:
-        _create_functions(connection, *row)
+        source, titles, distributed = row
+        _create_functions(connection, source, titles, distributed=distributed)
 
 
 def _create_triggers(connection: Connection, source: _Table, tree: list[tuple[Any, ...]], mode: str) -> None:
@@ -231,6 +301,7 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
             delete_unsealed(connection)
             connection.execute(SQL["delete_captured"])
             connection.execute(SQL["stub_functions"])
+            _replace_functions(connection, SQL, {name: SQL[f"{name}_body"] for name in _OF_RANGES})
             return True
 
     return with_lock_retries(settings, try_once)
@@ -288,22 +359,31 @@ def _resolve(connection: Connection, name: str, role: str) -> _Table:
     return _Table(quoted, int(oid))
 
 
-def _check_source(connection: Connection, source: _Table) -> list[str]:
-    """Raise SourceError if the source cannot be captured; return warnings."""
+def _check_source(connection: Connection, source: _Table, *, lookback: bool) -> list[str]:
+    """Raise SourceError if the source cannot be captured, by triggers or by lookback; return warnings."""
     row = connection.execute(SQL["relation"], {"oid": source.oid}).fetchone()
     assert row is not None
     kind, persistence, is_partition, filtered, owns, owner, user, may_select = row
-    if kind not in {"r", "p"}:
+    if kind not in _LOOKBACK_KINDS:
         raise SourceError(
-            f"{source.name} is {_KINDS.get(kind, 'no table')}: only a table or partitioned table can be captured"
+            f"{source.name} is {_KINDS.get(kind, 'no table')}: only a table or partitioned table can be captured,"
+            " a view or foreign table with --capture lookback"
+        )
+    what = _without_triggers(connection, source, kind)
+    if what is not None and not lookback:
+        raise SourceError(
+            f"{source.name} is {what}: attach it with --capture lookback, whose answers show late changes from the next"
+            " refresh on"
         )
     if persistence != "p":
         raise SourceError(
             f"{source.name} is unlogged or temporary: a crash would empty it unseen; ALTER TABLE … SET LOGGED"
         )
-    if is_partition:
+    if is_partition and not lookback:
         raise SourceError(f"{source.name} is a partition: attach the partitioned table that it belongs to")
-    if not owns or not may_select:
+    if lookback and not may_select:
+        raise SourceError(f"role {user} may not read {source.name}: GRANT SELECT ON {source.name} TO {user}")
+    if not lookback and not (owns and may_select):
         raise SourceError(
             f"role {user} must own {source.name} to add triggers to it: connect as {owner}, or a member of it"
         )
@@ -312,11 +392,11 @@ def _check_source(connection: Connection, source: _Table) -> list[str]:
             f"row-level security would hide rows of {source.name} from role {user}: ALTER ROLE {user} BYPASSRLS, or attach"
             " as a role that has it"
         )
-    _check_columns(connection, source)
-    child = connection.execute(SQL["unsupported_relation"], {"oid": source.oid}).fetchone()
+    _check_columns(connection, source, lookback=lookback)
+    child = None if lookback else connection.execute(SQL["unsupported_relation"], {"oid": source.oid}).fetchone()
     if child is not None:
         raise SourceError(f"{child[0]} {child[1]}: {source.name} cannot be captured with it")
-    if not _scalar(connection, SQL["has_index"], oid=source.oid, column="created_at"):
+    if kind in {"r", "p"} and not _scalar(connection, SQL["has_index"], oid=source.oid, column="created_at"):
         concurrently = "" if kind == "p" else "CONCURRENTLY "
         raise SourceError(
             f"{source.name} has no index that leads with created_at: CREATE INDEX {concurrently}ON {source.name} (created_at)"
@@ -327,7 +407,20 @@ def _check_source(connection: Connection, source: _Table) -> list[str]:
     ]
 
 
-def _check_columns(connection: Connection, source: _Table) -> None:
+def _without_triggers(connection: Connection, source: _Table, kind: str) -> str | None:
+    """Return what the source is, if triggers cannot capture it."""
+    if _is_distributed(connection, source):
+        return "distributed by Citus, which can have no triggers"
+    if _scalar(connection, SQL["knows_timescaledb"]) and _scalar(connection, SQL["is_hypertable"], oid=source.oid):
+        return "a TimescaleDB hypertable, whose chunks come and go without their triggers being told"
+    return f"{_KINDS[kind]}, which can have no triggers" if kind in {"v", "f"} else None
+
+
+def _is_distributed(connection: Connection, source: _Table) -> bool:
+    return bool(_scalar(connection, SQL["knows_citus"]) and _scalar(connection, SQL["is_distributed"], oid=source.oid))
+
+
+def _check_columns(connection: Connection, source: _Table, *, lookback: bool) -> None:
     found = {name: rest for name, *rest in connection.execute(SQL["columns"], {"oid": source.oid}).fetchall()}
     for column, types in _COLUMN_TYPES.items():
         if column not in found:
@@ -340,7 +433,7 @@ def _check_columns(connection: Connection, source: _Table) -> None:
             )
         if type_name not in types:
             raise SourceError(f"{source.name}.{column} is {type_name}; it must be {' or '.join(types)}")
-        if generated == "v":
+        if generated == "v" and not lookback:
             raise SourceError(f"{source.name}.{column} is a virtual generated column: triggers do not see its value")
         if deterministic is False:
             raise SourceError(

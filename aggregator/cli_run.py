@@ -50,17 +50,35 @@ def attach(
     time_zone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="Reporting time zone. [env: AGGREGATOR_TIME_ZONE]")
     ] = None,
+    how: Annotated[
+        str | None,
+        typer.Option(
+            "--capture",
+            metavar="triggers|lookback",
+            help="How changes of past events are noticed: by triggers, or by looking back at each refresh, for a source that"
+            " can have none. [env: AGGREGATOR_CAPTURE]",
+        ),
+    ] = None,
+    lookback: Annotated[
+        str | None,
+        typer.Option(metavar="3d", help="Days that each refresh looks back on. [env: AGGREGATOR_LOOKBACK]"),
+    ] = None,
 ) -> None:
-    """Start capture on the source table. From here on every answer is exact."""
+    """Start capture on the source table. From here on every answer is exact.
+
+    With --capture lookback answers are as of the last refresh below the frontier, and their receipt says so.
+    """
     settings = load_settings(
-        database_url=database_url, source_table=source_table, title_table=title_table, time_zone=time_zone
-    )
+        database_url=database_url, source_table=source_table, title_table=title_table, time_zone=time_zone,
+        capture=how, lookback=lookback,
+    )  # fmt: skip
     with session(settings, "attach") as connection:
         attached = capture.attach(connection, settings)
     for warning in attached.warnings:
         say(f"warning: {warning}", "yellow")
     done = "attached" if attached.changed else "was attached already, nothing changed:"
-    say(f"{done} {attached.source} (titles: {attached.title_table or 'none'}, days of {attached.time_zone})")
+    looks = "" if attached.lookback_days is None else f", looking back {attached.lookback_days} days, without triggers"
+    say(f"{done} {attached.source} (titles: {attached.title_table or 'none'}, days of {attached.time_zone}{looks})")
 
 
 @app.command()

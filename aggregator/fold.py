@@ -61,6 +61,10 @@ class State:
     """A TRUNCATE of the source is not yet folded."""
     frontier_day: str
     sealed_day: str
+    lookback_days: int | None
+    """Each refresh repairs so many days, for there are no triggers; None: there are."""
+    distributed: bool
+    """The source is a table that Citus distributes."""
 
 
 def read_state(connection: Connection) -> State:
@@ -79,14 +83,19 @@ def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterat
     Never waits for a lock on the source, so it can never be part of a deadlock with the host's DDL, and never for long for
     the state: raises ``LockNotAvailable`` instead, with a note of who holds them, for ``with_retries``.
     """
+    lockable = _lockable(connection, source)
     try:
         with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, lock_timeout=_LOCK_TIMEOUT):
-            connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+            if lockable:
+                connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
             if lock_state:
                 connection.execute(SQL["lock_state"])
             # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
             connection.execute("set local work_mem = '64MB'")
-            yield read_state(connection)
+            state = read_state(connection)
+            if state.distributed:
+                connection.execute(SQL["settings_of_workers"])
+            yield state
     except errors.LockNotAvailable as exc:
         with transaction(connection, read_only=True):
             row = connection.execute(SQL["lock_holders"]).fetchone()
@@ -103,9 +112,18 @@ def looking(connection: Connection, *, read_only: bool = True) -> Iterator[State
     ``with_retries``.
     """
     source = source_name(connection)
+    lockable = _lockable(connection, source)
     with transaction(connection, read_only=read_only):
-        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+        if lockable:
+            connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
         yield read_state(connection)
+
+
+def _lockable(connection: Connection, source: str) -> bool:
+    with transaction(connection, read_only=True):
+        row = connection.execute(SQL["lockable"], {"source": source}).fetchone()
+    assert row is not None
+    return bool(row[0])
 
 
 def source_name(connection: Connection) -> str:

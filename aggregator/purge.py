@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from psycopg import errors, sql
 
-from aggregator import capture, fold, refresh, seal, verify
+from aggregator import capture, fold, lookback, refresh, seal, verify
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, UsageError, never
 from aggregator.settings import Settings, days_to_keep
@@ -85,6 +85,7 @@ def purge(
         days = days_to_keep(keep)
     except ValueError as exc:
         raise UsageError(f"--keep: {exc}") from exc
+    lookback.require_purgeable(connection, days)
     cut = fold.with_retries(lambda: _cut(connection, days))
     if not cut.any_below:
         return Purged(cut.day, 0, (), 0, cut.oldest, dry_run, ("nothing to purge: no event is that old",))

@@ -65,8 +65,9 @@ class Receipt:
     """What the statement read, and how far it can be believed.
 
     ``frontier`` and ``lag`` are None before the first refresh. ``exact`` is False only where a window cuts a sealed day, or
-    reaches days that were sealed with another definition of a metric; ``reasons`` say why, and why a read was slow. Rows
-    are those read for all sections; ``pending_changes`` are the late changes among them.
+    reaches days that were sealed with another definition of a metric, or takes days from the rollups of a source without
+    triggers; ``reasons`` say why, and why a read was slow. Rows are those read for all sections; ``pending_changes`` are the
+    late changes among them.
     """
 
     as_of: datetime

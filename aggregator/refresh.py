@@ -5,7 +5,7 @@ write below it logs itself. Wait. Transactions that wrote before the move are wa
 does, without blocking anybody. Fold. Steps of bounded size, each one REPEATABLE READ transaction, add late changes and
 the raw events between the rollups' frontier and the new one. A step that is killed has not happened; any step may be
 repeated; two refreshers at once serialize on the state row. There is no separate backfill: the first refresh is the
-same loop, from -infinity.
+same loop, from -infinity. A source without triggers: see lookback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from aggregator import capture, fold, frontier, verify
+from aggregator import capture, fold, frontier, lookback, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
 from aggregator.errors import AggregatorError, Stopped, never
@@ -124,12 +124,17 @@ def refresh(
     """
     started = time.monotonic()
     with transaction(connection):
-        source = fold.read_state(connection).source
+        state = fold.read_state(connection)
+        source = state.source
         run = _Run(int(_scalar(connection, "begin_run")))
     try:
         fold.with_retries(lambda: _note_sequence(connection), check)
-        target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
-        notes = [] if run.waited_for else _mend(connection, settings, run, check)
+        if state.lookback_days is not None:
+            target = lookback.advance(connection, settings)
+            notes = lookback.repair(connection, settings, check)
+        else:
+            target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
+            notes = [] if run.waited_for else _mend(connection, settings, run, check)
         notes += _fold_up_to(connection, settings, run, source, target, progress, check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
@@ -367,12 +372,14 @@ def _fold(
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         upper, more_raw = _step_end(connection, settings, state, target)
-    days = _days(connection, state.frontier, upper, state.time_zone)
+    days = [] if state.distributed else _days(connection, state.frontier, upper, state.time_zone)
     if workers is None or len(days) == 1:
         _create_delta(connection, days)
         days = []
     else:
         _create_delta(connection, [])
+    if state.distributed and upper != state.frontier:
+        connection.execute(capture.CITUS["add_raw"], {"from": state.frontier, "to": upper})
     claimed, more_late = _claim_late(connection, settings, state)
     late, of_late = claimed, 0
     if claimed:

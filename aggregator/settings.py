@@ -46,6 +46,19 @@ class Settings(BaseSettings):
         description="The table of collection titles (columns id, title), a qualified SQL name; 'none': there is none.",
     )
     time_zone: str = Field(default="UTC", description="Reporting time zone, an IANA name; fixed by attach.")
+    capture: Literal["triggers", "lookback"] | None = Field(
+        default=None,
+        description="How changes of past events are noticed: triggers or lookback; fixed by attach, whose default is triggers.",
+    )
+    lookback: str = Field(
+        default="3d", description="With capture lookback: each refresh repairs the days of so long ago, like 3d or 2w."
+    )
+    lookback_grace: float = Field(
+        default=60.0,
+        ge=0,
+        le=_MOST_SECONDS,
+        description="With capture lookback: seconds that the frontier stays behind the clock, for writers to commit in.",
+    )
     step_events: int = Field(
         default=500_000, ge=1, le=_MOST_EVENTS, description="Events folded by one transaction, about."
     )
@@ -191,6 +204,12 @@ class Settings(BaseSettings):
             raise ValueError("it does not ask for $user, so everybody or nobody would be let in")
         return value
 
+    @field_validator("lookback")
+    @classmethod
+    def _lookback(cls, value: str) -> str:
+        days_back(value)
+        return value
+
     @field_validator("keep")
     @classmethod
     def _keep(cls, value: str | None) -> str | None:
@@ -201,7 +220,9 @@ class Settings(BaseSettings):
     @property
     def lag_limit(self) -> float:
         """Seconds since the frontier from which on ``status`` complains."""
-        return 3 * self.refresh_every if self.max_lag is None else self.max_lag
+        if self.max_lag is not None:
+            return self.max_lag
+        return 3 * self.refresh_every + (self.lookback_grace if self.capture == "lookback" else 0)
 
     @property
     def conninfo(self) -> str:
@@ -226,11 +247,20 @@ class Settings(BaseSettings):
 
 def days_to_keep(text: str) -> int:
     """Return the days of a text like ``400d`` or ``57w``; raise ValueError for anything else, or not 1 to MAX_DAYS days."""
+    return _whole_days(text, "to keep events for", "400d")
+
+
+def days_back(text: str) -> int:
+    """Return the days of a lookback like ``3d`` or ``2w``; raise ValueError for anything else, or not 1 to MAX_DAYS days."""
+    return _whole_days(text, "to look back", "3d")
+
+
+def _whole_days(text: str, purpose: str, example: str) -> int:
     found = re.fullmatch(r"\s*([0-9]{1,9})\s*([dw])\s*", text)
     days = int(found[1]) * {"d": 1, "w": 7}[found[2]] if found else 0
     if not 1 <= days <= MAX_DAYS:
         raise ValueError(
-            f"{text!r} is no time to keep events for; write whole days, at least 1d and at most {MAX_DAYS}d, like 400d"
+            f"{text!r} is no time {purpose}; write whole days, at least 1d and at most {MAX_DAYS}d, like {example}"
         )
     return days
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from psycopg import IsolationLevel
 
@@ -39,6 +39,9 @@ class Status:
     """What the rollups cover, and what is wrong. Instants are ISO text in UTC; None: never, or not known."""
 
     source: str | None
+    capture: Literal["triggers", "lookback"] | None
+    lookback_days: int | None
+    """Capture by lookback: each refresh repairs so many days."""
     title_table: str | None
     time_zone: str
     frontier: str | None
@@ -82,6 +85,7 @@ class Status:
             tail = f"more than {COUNTED_TAIL:,}"
         return [
             ("source", self.source or "not attached"),
+            ("capture", self._how()),
             ("titles", self.title_table or "none"),
             ("time zone", self.time_zone),
             ("frontier", f"{self.frontier} ({self.lag} ago)" if self.frontier else "never refreshed"),
@@ -100,6 +104,11 @@ class Status:
             ("rollups", f"{self.daily_rows:,} daily rows, {self.rollup_size} in all"),
             ("rejected values", f"{self.rejected_values:,} ({self.rejected_share:.2%} of the last 30 days)"),
         ]
+
+    def _how(self) -> str:
+        if self.lookback_days is not None:
+            return f"lookback: each refresh repairs the last {self.lookback_days} days; nothing else is watched"
+        return self.capture or "none"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
@@ -125,10 +134,12 @@ def read_status(connection: Connection, settings: Settings) -> Status:
         at_work = connection.execute(SQL["at_work"]).fetchall()
         writers = frontier.open_writers(connection, settings.wait_timeout)
     assert row is not None
-    (source, titles, zone, frontier_at, sealed, lag, lag_seconds, doubt, tail, pending, refreshed, refreshed_seconds, verified,
+    (source, mode, lookback_days, titles, zone, frontier_at, sealed, lag, lag_seconds, doubt, tail, pending, refreshed, refreshed_seconds, verified,
      verified_seconds, last_run, nightly, error, views, daily_rows, rejected, share, size) = row  # fmt: skip
     return Status(
         source=source,
+        capture=None if source is None else "lookback" if mode == "lookback" else "triggers",
+        lookback_days=lookback_days,
         title_table=titles,
         time_zone=zone,
         frontier=None if frontier_at == "-infinity" else frontier_at,

@@ -110,24 +110,25 @@ def verify(
     since: str | None = None,
     until: str | None = None,
     resume: bool = False,
+    reason: str | None = None,
     progress: Callable[[VerifyProgress], None] = lambda _progress: None,
     check: Callable[[], None] = never,
 ) -> VerifyResult:
     """Compare the days [since, until), ISO days, by default all that are not sealed; with ``repair`` fold the differences.
 
     A repair of all days turns trust on again, once capture is in order; with ``resume`` it goes on where an interrupted one
-    stopped, if nothing happened since that it could not know. Commits chunk by chunk; ``check`` is called between them,
-    and may raise Stopped. Raises UsageError for a range that is empty, sealed or in the future, and AggregatorError where
+    stopped, if nothing happened since that it could not know. ``reason``: what restatements say of the differences. Commits
+    chunk by chunk; ``check`` is called between them, and may raise Stopped. Raises UsageError for a range that is empty, sealed or in the future, and AggregatorError where
     trust could not be restored.
     """
     state, doubtful, resumable, run = fold.with_retries(lambda: _look(connection, since, until))
     restore_trust = repair and doubtful and since is None and until is None
     resumed_from = resumable if resume and restore_trust else None
-    reason: str | None = None
+    doubt: str | None = None
     if resumed_from is not None:
-        reason = state.distrust_reason
+        doubt = state.distrust_reason
     elif restore_trust:
-        reason, run = _prepare_trust(connection, settings, check)
+        doubt, run = _prepare_trust(connection, settings, check)
     chunks = differences = 0
     shown: list[Difference] = []
     day = resumed_from or since or state.sealed_day
@@ -144,7 +145,7 @@ def verify(
             break
         found, some = fold.with_retries(
             lambda chunk=chunk: _verify_chunk(  # type: ignore[misc]
-                connection, state.source, *chunk, repair=repair, run=None if reason is None else run
+                connection, state.source, *chunk, repair=repair, run=None if doubt is None else run, reason=reason
             ),
             check,
         )
@@ -158,8 +159,8 @@ def verify(
         progress(VerifyProgress(*chunk, differences))
         if day == "infinity":
             break
-    if reason is not None:
-        fold.with_retries(lambda: _believe(connection, reason, run))
+    if doubt is not None:
+        fold.with_retries(lambda: _believe(connection, doubt, run))
     found_doubt = read_doubt(connection)
     return VerifyResult(chunks, differences, tuple(shown), repair, found_doubt is None, found_doubt, resumed_from)
 
@@ -256,7 +257,14 @@ def _restatement_reason(state: fold.State) -> str:
 
 
 def _verify_chunk(
-    connection: Connection, source: str, day_from: str, day_to: str, *, repair: bool, run: int | None
+    connection: Connection,
+    source: str,
+    day_from: str,
+    day_to: str,
+    *,
+    repair: bool,
+    run: int | None,
+    reason: str | None,
 ) -> tuple[int, list[Difference]]:
     with fold.snapshot(connection, source, lock_state=repair) as state:
         if state.truncated:
@@ -265,12 +273,17 @@ def _verify_chunk(
         row = connection.execute(SQL["bounds"], days).fetchone()
         assert row is not None
         connection.execute(fold.SQL["create_delta"])
-        compared = (row[0], row[1])
-        differences = sql.SQL(SQL["differences"]).format(
-            measured=fold.measured(connection, tail=compared, late=compared)
-        )
+        if state.distributed:
+            expected: sql.Composable = sql.SQL(SQL["expected_distributed"])
+        else:
+            compared = (row[0], row[1])
+            measured = fold.measured(connection, tail=compared, late=compared)
+            expected = sql.SQL(SQL["expected"]).format(measured=measured)
         connection.execute(
-            sql.SQL("insert into pg_temp.delta {}").format(differences), {**days, "reason": _restatement_reason(state)}
+            sql.SQL("insert into pg_temp.delta with expected as materialized ({}){}").format(
+                expected, sql.SQL(SQL["differences"])
+            ),
+            {**days, "start": row[0], "end": row[1], "reason": reason or _restatement_reason(state)},
         )
         count_row = connection.execute(SQL["count_differences"]).fetchone()
         assert count_row is not None

@@ -25,6 +25,9 @@
 --
 -- and drops whole partitions only as their owner; otherwise it deletes their rows.
 
+-- A source that is attached with --capture lookback need not be owned by anybody here; SELECT is enough. A foreign table
+-- needs user mappings for the owner of schema usage (the read functions run as it) and for the refresher's login role.
+
 do $$
 begin
     if not exists (select from pg_catalog.pg_roles where rolname = 'usage_owner') then

@@ -49,6 +49,28 @@ select exists (select from pg_index i
                 where i.indrelid = %(oid)s and i.indisvalid and i.indisunique and i.indimmediate
                   and i.indpred is null and i.indnkeyatts = 1 and a.attname = 'id')
 
+-- is_table --
+-- And no view, say, whose functions may be unsafe.
+select c.relkind in ('r', 'p') from pg_class c where c.oid = to_regclass(%(name)s)
+
+-- is_distributed --
+-- Whether Citus keeps the rows of a table on other servers; only where its catalog is there.
+select exists (select from pg_catalog.pg_dist_partition p where p.logicalrelid::oid = %(oid)s::oid)
+
+-- knows_citus --
+select to_regclass('pg_catalog.pg_dist_partition') is not null
+
+-- knows_timescaledb --
+select to_regclass('_timescaledb_catalog.hypertable') is not null
+
+-- is_hypertable --
+-- Whether TimescaleDB keeps the rows of a table in chunks; only where its catalog is there.
+select exists (select from _timescaledb_catalog.hypertable h
+                where to_regclass(format('%%I.%%I', h.schema_name, h.table_name))::oid = %(oid)s::oid)
+
+-- attached_how --
+select s.source, s.capture_mode = 'lookback', s.lookback_days from usage.state s
+
 -- publications --
 select pubname::text from pg_publication where puballtables order by 1
 
@@ -75,7 +97,51 @@ select e.created_at::pg_catalog.timestamptz, e.collection_id::pg_catalog.uuid, e
 -- event_function --
 create or replace function usage.event()
 returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
-language sql stable parallel safe as {body}
+language sql stable parallel {parallel} as {body}
+
+-- event_between_body --
+select e.created_at, e.collection_id, e.resource_type, e.detail from usage.event() e where e.created_at >= $1 and ($2 is null or e.created_at < $2)
+
+-- event_between_function --
+create or replace function usage.event_between(since timestamptz, until timestamptz)
+returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
+language sql stable as {body}
+
+-- next_event_body --
+declare
+    found timestamptz;
+begin
+    -- as a value, so that the planner knows the range
+    execute 'select min(e.created_at) from usage.event_between($1, $2) e' into found using since, until;
+    return found;
+end
+
+-- next_event_function --
+create or replace function usage.next_event(since timestamptz, until timestamptz) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as {body}
+
+-- nth_event_body --
+declare
+    found timestamptz;
+begin
+    execute 'select e.created_at from usage.event_between($1, $2) e order by e.created_at offset $3 limit 1' into found using since, until, n;
+    return found;
+end
+
+-- nth_event_function --
+create or replace function usage.nth_event(since timestamptz, until timestamptz, n bigint) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as {body}
+
+-- distributed_sums_body --
+begin
+    raise object_not_in_prerequisite_state using message = 'the source is not a table that Citus distributes';
+end
+
+-- distributed_sums_function --
+create or replace function usage.distributed_sums(since timestamptz, until timestamptz)
+returns table (day date, collection_id uuid, resource_type text, job_type text, model_level text,
+               event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp as {body}
 
 -- collection_body --
 select n.id::pg_catalog.uuid, n.title::pg_catalog.text from {titles} n
@@ -220,16 +286,16 @@ lock table {source} in share row exclusive mode
 
 -- lock_state --
 select source, source_oid, title_source, time_zone, frontier, sealed_until, trusted, distrust_reason,
-       usage.fingerprint_doubt(), usage.fingerprint() is not distinct from fingerprint
+       usage.fingerprint_doubt(), usage.fingerprint() is not distinct from fingerprint, capture_mode, lookback_days, distributed
   from usage.state for update
 
 -- lock_attached --
-select source, title_source from usage.state where source is not null for update
+select source, title_source, distributed from usage.state where source is not null for update
 
 -- set_attached --
 update usage.state
    set source = %(source)s, source_oid = %(oid)s, title_source = %(titles)s, time_zone = %(zone)s,
-       capture_mode = %(mode)s, zone_valid_from = %(valid_from)s::timestamptz, attached_at = clock_timestamp(),
+       capture_mode = %(mode)s, lookback_days = %(lookback_days)s, distributed = %(distributed)s, zone_valid_from = %(valid_from)s::timestamptz, attached_at = clock_timestamp(),
        frontier = case when %(fresh)s then sealed_until else frontier end
 
 -- set_seal --
@@ -256,7 +322,7 @@ update usage.state
 -- Of discarded history there is nothing to say any more.
 with discarded as (delete from usage.metric_history where %(discard)s)
 update usage.state
-   set source = null, source_oid = null, title_source = null, fingerprint = null, capture_mode = null, attached_at = null,
+   set source = null, source_oid = null, title_source = null, fingerprint = null, capture_mode = null, lookback_days = null, distributed = false, attached_at = null,
        sealed_until = case when %(discard)s then '-infinity' else sealed_until end,
        frontier = case when %(discard)s then '-infinity' else sealed_until end,
        trusted = true, distrust_reason = null, zone_valid_from = '-infinity', repair_day = null, version = version + 1

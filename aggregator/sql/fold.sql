@@ -5,11 +5,21 @@
 -- Never waits, so it can never be part of a deadlock with the host's DDL.
 lock table {source} in access share mode nowait
 
+-- lockable --
+-- A foreign table cannot be locked, nor rewritten by this server.
+select coalesce((select c.relkind <> 'f' from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass(%(source)s)), true)
+
+-- settings_of_workers --
+-- The same on the workers: with less they sort events on disk (a third of the time).
+set local citus.propagate_set_commands = 'local';
+set local work_mem = '64MB'
+
 -- state --
 select s.source, s.frontier, s.sealed_until, s.trusted, s.distrust_reason, s.time_zone, s.zone_valid_from,
        exists (select from usage.truncate_marker) as truncated,
        usage.local_day(s.frontier, s.time_zone) as frontier_day,
-       usage.local_day(s.sealed_until, s.time_zone) as sealed_day
+       usage.local_day(s.sealed_until, s.time_zone) as sealed_day,
+       s.lookback_days, s.distributed
   from usage.state s
 
 -- lock_state --

@@ -22,7 +22,8 @@ with recursive lock as materialized (
     select l.locktype, l.database, l.relation, l.mode, l.granted, l.virtualtransaction, l.transactionid
       from pg_locks l
 ), tree as (
-    select to_regclass(s.source)::oid as relid from usage.state s
+    -- of a source without triggers nobody is waited for: the writers may be on another server
+    select to_regclass(s.source)::oid as relid from usage.state s where s.capture_mode is distinct from 'lookback'
     union
     select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid
 )

@@ -21,7 +21,7 @@ select usage.day_start(usage.month_of(usage.local_day(e.created_at, s.time_zone)
 
 -- has_keys --
 -- Events of the type in [from, below), and whether one of them has the one key, and the other. Of what is no object
--- measured() finds no key, and neither does this.
+-- measured_sql() finds no key, and neither does this.
 select count(*),
        coalesce(bool_or(e.detail -> %(value_key)s::text is not null), false),
        coalesce(bool_or(e.detail -> %(secondary_key)s::text is not null), false)
@@ -51,7 +51,7 @@ select m.month::text,
          limit 1) m
 
 -- month --
--- Sums of the type's events in [from, to) by the old keys and by the new ones, through the functions that measured() uses.
+-- Sums of the type's events in [from, to) by the old keys and by the new ones, through the functions that measured_sql() uses.
 select count(*),
        coalesce(sum(usage.in_bounds(usage.parsed_number(e.detail -> %(old_value)s::text))), 0),
        coalesce(sum(usage.in_bounds(usage.parsed_number(e.detail -> %(new_value)s::text))), 0),

@@ -2,7 +2,8 @@
 -- datetime.
 
 -- sequence_behind --
-select s.source is not null and isfinite(s.frontier)
+-- Without triggers no writer looks at it, and the advance that follows puts it right.
+select s.source is not null and isfinite(s.frontier) and s.capture_mode is distinct from 'lookback'
        and coalesce(pg_sequence_last_value('usage.frontier_seq') < extract(epoch from s.frontier) * 1000000, true)
   from usage.state s
 
@@ -24,9 +25,10 @@ select f.key, f.value, c.relkind <> 'p', usage.is_rewritten(f.key::oid, f.value)
  order by c.oid
 
 -- any_new_partition --
--- Or a child that is no partition.
-select exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
-    or exists (select from pg_inherits i where i.inhparent = s.source_oid and not s.fingerprint ? i.inhrelid::text)
+-- Or a child that is no partition. Without triggers it makes no difference.
+select s.capture_mode is distinct from 'lookback'
+   and (exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
+        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not s.fingerprint ? i.inhrelid::text))
   from usage.state s
 
 -- partition_name --
@@ -72,19 +74,17 @@ update usage.state s
 explain (format json) select from usage.event() e where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
 
 -- count_tail --
-select count(*) from usage.event() e where e.created_at >= %(from)s::timestamptz
+select count(*) from usage.event_between(%(from)s::timestamptz, null) e
 
 -- count_late --
 select count(*) from usage.late_change l where l.created_at < %(frontier)s::timestamptz
 
 -- nth_event --
 -- The instant of the N-th event from the frontier on, and the first instant of its day.
-with nth as materialized (  -- or the day of each event skipped would be worked out too
-    select e.created_at
-      from usage.event() e
-     where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
-     order by e.created_at
-    offset %(n)s limit 1
+with nth as materialized (  -- once
+    select f.created_at
+      from usage.nth_event(%(from)s::timestamptz, %(to)s::timestamptz, %(n)s) f (created_at)
+     where f.created_at is not null
 )
 select n.created_at::text, d.start::text, n.created_at > %(from)s::timestamptz, d.start > %(from)s::timestamptz
   from nth n, lateral (select usage.day_start(usage.local_day(n.created_at, %(zone)s), %(zone)s) as start) d

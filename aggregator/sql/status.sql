@@ -1,7 +1,7 @@
 -- Run-time SQL of status.
 
 -- status --
-select s.source, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::text,
+select s.source, s.capture_mode, s.lookback_days, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::text,
        date_trunc('second', f.lag)::text, extract(epoch from f.lag)::float8, f.reason,
        case when s.frontier is not null then usage.tail_events(%(tail)s) end,
        f.pending_changes, f.last_refreshed::text, extract(epoch from f.last_refreshed)::float8,

@@ -13,18 +13,15 @@ select least(
            (select usage.local_day(l.created_at, s.time_zone) from usage.late_change l
              where l.created_at >= usage.day_start(%(day)s::date, s.time_zone) and l.created_at < s.frontier
              order by l.created_at limit 1),
-           (select usage.local_day(e.created_at, s.time_zone) from usage.event() e
-             where e.created_at >= usage.day_start(%(day)s::date, s.time_zone) and e.created_at < s.frontier
-             order by e.created_at limit 1))::text
+           usage.local_day(usage.next_event(usage.day_start(%(day)s::date, s.time_zone), s.frontier), s.time_zone))::text
   from usage.state s
 
 -- chunk_end --
 -- At most the rest of the month, and whole days of about N events (one day at least). Infinity: with the last bucket.
 select least(usage.next_month(usage.month_of(%(day)s::date)), %(until)s::date,
              (select greatest(usage.local_day(n.created_at, s.time_zone), usage.next_day(%(day)s::date))
-                from (select e.created_at from usage.event() e
-                       where e.created_at >= usage.day_start(%(day)s::date, s.time_zone)
-                       order by e.created_at offset %(n)s limit 1) n))::text,
+                from usage.nth_event(usage.day_start(%(day)s::date, s.time_zone), null, %(n)s) n (created_at)
+               where n.created_at is not null))::text,
        %(day)s::date < %(until)s::date or %(until)s::date = 'infinity'
   from usage.state s
 
@@ -52,11 +49,8 @@ update usage.state
    set trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = null
  where trusted or repair_day > %(from)s::date
 
--- differences --
--- What has to be added to each rollup row of the days [from, to), or up to the last bucket where to is infinity, to make
--- it right. Expected are the raw events below the frontier, less the late changes that are not folded yet. A month is
--- the sum of its days, those outside the range as they are. Rows of a month that is no first day are taken along.
-with expected as materialized (
+-- expected --
+-- What the daily rollup of a range is to be: the raw events, less the late changes that are not folded yet.
     select usage.local_day(e.created_at, s.time_zone) as day,
            e.collection_id, e.resource_type, e.job_type, e.model_level,
            sum(net.sign) as event_count,
@@ -67,7 +61,19 @@ with expected as materialized (
            {measured} e,
            lateral (select case when e.late then -e.sign else e.sign end) as net (sign)
      group by 1, 2, 3, 4, 5
-), daily_difference as materialized (
+
+-- expected_distributed --
+-- The same where Citus distributes the source, whose late changes nobody notes.
+    select d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
+           d.event_count, d.total_value, d.secondary_value, d.rejected_count
+      from usage.distributed_sums(%(start)s::timestamptz, %(end)s::timestamptz) d
+
+-- differences --
+-- What has to be added to each rollup row of the days [from, to), or up to the last bucket where to is infinity, to make
+-- it right. Expected are the raw events below the frontier, less the late changes that are not folded yet. A month is
+-- the sum of its days, those outside the range as they are. Rows of a month that is no first day are taken along.
+-- Follows: insert into pg_temp.delta with expected as materialized (…)
+, daily_difference as materialized (
     select x.day, x.collection_id, x.resource_type, x.job_type, x.model_level,
            sum(x.event_count) as event_count, sum(x.total_value) as total_value,
            sum(x.secondary_value) as secondary_value, sum(x.rejected_count) as rejected_count
@@ -192,4 +198,4 @@ update usage.state
    and repair_day is not null
    and repair_run = %(run)s
    and usage.fingerprint_doubt() is null
-   and not exists (select from usage.event() e where e.created_at < zone_valid_from)
+   and usage.next_event('-infinity', zone_valid_from) is null

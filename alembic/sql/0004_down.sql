@@ -523,6 +523,7 @@ drop function usage.days_sql(usage.window_parts, boolean, boolean, uuid, text);
 drop function usage.window_events_sql(usage.window_parts);
 drop function usage.fact_sql(text, date, date, integer, integer[], text);
 drop function usage.measured_sql(integer, timestamptz, timestamptz, integer, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, integer);
+drop function usage.range_sql(timestamptz, timestamptz);
 drop view usage.narrow_daily, usage.narrow_daily_collection, usage.narrow_monthly, usage.narrow_monthly_collection;
 drop table usage.daily_fact, usage.daily_collection_fact, usage.monthly_fact, usage.monthly_collection_fact, usage.key;
 drop type usage.key_columns;

@@ -284,6 +284,16 @@ end $$;
 alter function usage.event() parallel safe;
 alter function usage.collection() parallel safe;
 
+create function usage.range_sql(since timestamptz, until timestamptz) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
+as $$
+begin
+    return format('usage.event() e where e.created_at >= %L::timestamptz', since)
+        || case when until is null then '' else format(' and e.created_at < %L::timestamptz', until) end;
+end $$;
+comment on function usage.range_sql(timestamptz, timestamptz) is
+'What to write behind FROM for the events e of [since, until), until null: open.';
+
 -- Text, for the values are made for the definitions of metrics that the snapshot has: a CASE costs less than a join, and
 -- what is not asked for is not in the statement at all, so it costs no planning, and parallel workers may run it. Both
 -- OFFSETs are fences: without them each expression below would be worked out anew wherever it is used. In quotes: a number
@@ -302,19 +312,16 @@ declare
     secondary  text;
 begin
     if head_from < head_to then
-        arms := arms || format('select %s as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail'
-                               ' from usage.event() e where e.created_at >= %L::timestamptz and e.created_at < %L::timestamptz',
-                               head_sign, head_from, head_to);
+        arms := arms || format('select %s as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail from %s',
+                               head_sign, usage.range_sql(head_from, head_to));
     end if;
     if foot_from < foot_to then
-        arms := arms || format('select %s as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail'
-                               ' from usage.event() e where e.created_at >= %L::timestamptz and e.created_at < %L::timestamptz',
-                               foot_sign, foot_from, foot_to);
+        arms := arms || format('select %s as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail from %s',
+                               foot_sign, usage.range_sql(foot_from, foot_to));
     end if;
     if tail_from is not null and coalesce(tail_from < tail_to, true) then
-        arms := arms || (format('select 1 as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail'
-                                ' from usage.event() e where e.created_at >= %L::timestamptz', tail_from)
-                         || case when tail_to is null then '' else format(' and e.created_at < %L::timestamptz', tail_to) end);
+        arms := arms || format('select 1 as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail from %s',
+                               usage.range_sql(tail_from, tail_to));
     end if;
     if late_from < late_to then
         arms := arms || (format('select l.sign::integer as sign, true as late, l.created_at, l.collection_id, l.resource_type, l.detail'
@@ -739,7 +746,7 @@ begin
                       case when a.is_grantable then ' with grant option' else '' end)
           from pg_proc new, pg_proc old, aclexplode(old.proacl) a
          where old.oid = 'usage.fingerprint_doubt()'::regprocedure and a.grantee not in (0, old.proowner)
-           and new.pronamespace = 'usage'::regnamespace and new.proname in ('measured_sql', 'fact_sql', 'days_sql', 'window_events_sql', 'window_rows')
+           and new.pronamespace = 'usage'::regnamespace and new.proname in ('range_sql', 'measured_sql', 'fact_sql', 'days_sql', 'window_events_sql', 'window_rows')
     loop
         execute statement;
     end loop;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -125,3 +126,29 @@ def test_totals(filled: Database) -> None:
         result = run(filled.dsn, "totals", *arguments)
         assert (result.returncode, "Traceback" in result.stderr) == (2, False)
         assert words in result.stderr
+
+
+def test_attach_by_lookback(new_database: Any) -> None:
+    """A view: refused with what to do, attached, shown with the reason; nonsense is exit 2, in one line."""
+    db = new_database()
+    db.execute("create view public.looked as select * from public.resource_usage_log")
+    source = ["--source-table", "public.looked"]
+    one_line(run(db.dsn, "attach", *source), 2, "is a view, which can have no triggers", "--capture lookback")
+    for wrong in ("0d", "-1d", "3", "6h", "soon", "999999d"):
+        text = run(db.dsn, "attach", *source, "--capture", "lookback", "--lookback", wrong)
+        one_line(text, 2, "AGGREGATOR_LOOKBACK (--lookback)", "is no time to look back", "like 3d")
+    one_line(run(db.dsn, "attach", *source, "--capture", "guessing"), 2, "AGGREGATOR_CAPTURE (--capture)")
+    one_line(run(db.dsn, "attach", *source, "--lookback", "3d"), 2, "is for --capture lookback")
+    twins = {"AGGREGATOR_CAPTURE": "lookback", "AGGREGATOR_LOOKBACK": "2d", "AGGREGATOR_SOURCE_TABLE": "public.looked"}
+    assert "looking back 2 days, without triggers" in run(db.dsn, "attach", **twins).stderr
+    db.insert("2026-03-01 00:00+00", "ai", 0, '{"tokens_in": 1}')
+    assert run(db.dsn, "refresh").returncode == 0
+    shown = run(db.dsn, "show", "--since", "2026-01-01T00:00Z", "--format", "json")
+    assert "a late change of the last 2 days appears at the next refresh" in shown.stdout + shown.stderr
+    told = run(db.dsn, "status")
+    assert "each refresh repairs the last 2 days" in told.stdout
+    assert json.loads(run(db.dsn, "status", "--json").stdout)["capture"] == "lookback"
+    refused = run(db.dsn, "attach", *source, "--capture", "triggers")
+    one_line(refused, 2, "is attached by lookback: run aggregator detach first")
+    assert run(db.dsn, "detach").returncode == 0
+    one_line(run(db.dsn, "attach", *source, "--capture", "triggers"), 2, "--capture lookback")

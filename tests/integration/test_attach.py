@@ -28,7 +28,11 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "unqualified": (TABLE, "usage_of_host", "must be qualified with its schema"),
     "no name": (TABLE, "public.", "is no SQL name"),
     "too qualified": (TABLE, "db.public.usage_of_host", "must be qualified with its schema and nothing else"),
-    "view": (f"create view {HOST} as select * from public.resource_usage_log", HOST, "is a view: only a table"),
+    "view": (
+        f"create view {HOST} as select * from public.resource_usage_log",
+        HOST,
+        "is a view, which can have no triggers: attach it with --capture lookback",
+    ),
     "materialized view": (
         f"create materialized view {HOST} as select * from public.resource_usage_log",
         HOST,

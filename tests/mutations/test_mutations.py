@@ -257,7 +257,7 @@ def _mutate_function(db: Database, signature: str, *replacements: tuple[str, str
 def _edge_counted_whole(db: Database, _patch: pytest.MonkeyPatch) -> None:
     _mutate_function(
         db,
-        "usage.window_parts(timestamptz, timestamptz)",
+        "usage.captured_window_parts(timestamptz, timestamptz)",
         ("p.head_to := since;", "p.head_to := first_at;"),
         ("p.head_from := since;", "p.head_from := first_at;"),
     )

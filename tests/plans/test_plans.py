@@ -229,7 +229,7 @@ def _drop_index(db: Database) -> None:
 
 
 _EVENT = (
-    "create or replace function usage.event()"
+    "create or replace function usage.event_between(since timestamptz, until timestamptz)"
     " returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb) "
 )
 _SELECT = "select e.created_at, e.collection_id, e.resource_type, e.detail from public.resource_usage_log e"
@@ -237,7 +237,8 @@ _SELECT = "select e.created_at, e.collection_id, e.resource_type, e.detail from 
 
 def _fence(db: Database) -> None:
     """No bound gets past an OFFSET 0."""
-    db.execute(f"{_EVENT} language sql stable as $$ {_SELECT} offset 0 $$")
+    range_ = "e.created_at >= $1 and ($2 is null or e.created_at < $2)"
+    db.execute(f"{_EVENT} language sql stable as $$ select * from ({_SELECT} offset 0) e where {range_} $$")
 
 
 def _opaque(db: Database) -> None:
