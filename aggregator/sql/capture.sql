@@ -221,11 +221,12 @@ create or replace function usage.capture_truncate() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as {body}
 
 -- late --
--- The frontier test: below the frontier, or unknown. In the WHEN clause, so that an ordinary insert calls no function.
-coalesce({row}.created_at < to_timestamp(pg_sequence_last_value('usage.frontier_seq') / 1e6::float8), true)
+-- The frontier test: below the frontier, or unknown. In the WHEN clause, so that an ordinary insert calls no function. In as
+-- few nodes as can be: each statement reads the clause from text (a third of what capture costs a single insert).
+({row}.created_at < to_timestamp(pg_sequence_last_value('usage.frontier_seq') / '1e6'::float8)) is not false
 
 -- unsealed --
-coalesce({row}.created_at >= to_timestamp(pg_sequence_last_value('usage.seal_seq') / 1e6::float8), true)
+({row}.created_at >= to_timestamp(pg_sequence_last_value('usage.seal_seq') / '1e6'::float8)) is not false
 
 -- insert_trigger --
 create trigger usage_insert after insert on {source} for each row
