@@ -155,10 +155,10 @@ select x.bucket, x.key_id, x.event_count, x.total_value, x.secondary_value, x.re
        rejected_count = f.rejected_count + excluded.rejected_count
 
 -- sweep --
--- Rows that became nothing; only what was subtracted from can have.
+-- Rows that became nothing; only what was subtracted from can have. By bucket and key: a month may have a million others.
 delete from usage.{fact} r
- using (select distinct x.bucket from pg_temp.{delta} x) touched
- where r.{bucket} = touched.bucket
+ using pg_temp.{delta} x
+ where r.{bucket} = x.bucket and r.key_id = x.key_id
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
 -- add_total --
