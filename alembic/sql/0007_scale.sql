@@ -50,7 +50,7 @@ begin
         select s.source_oid as relid
         union
         select i.inhrelid
-          from tree t, lateral (select h.inhrelid from pg_inherits h where h.inhparent = t.relid offset 0) i
+          from tree t, lateral (select h.inhrelid from pg_inherits h where h.inhparent = t.relid and not h.inhdetachpending offset 0) i
          where (select r.relhassubclass from pg_class r where r.oid = t.relid)
     )
     select c.oid::regclass::text as name,
