@@ -127,7 +127,10 @@ def test_a_partition_is_made_for_every_step(partitioned: Database) -> None:
         steps += 1
         if steps % 2:
             partitioned.execute("select public.add_partition('events_ancient', 400, 300)")
-            run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '350 days')")
+            run(
+                partitioned,
+                "insert into {source} (resource_type, created_at) values ('ai', now() - interval '350 days')",
+            )
         else:
             with suppress(psycopg.errors.UndefinedTable):
                 partitioned.execute("alter table public.events detach partition public.events_ancient concurrently")
