@@ -2,6 +2,28 @@
 
 -- What every read asks --------------------------------------------------------------------------------------------------
 
+-- A look at the partitions locks each of them: where PostgreSQL has no room for so many locks, they are read from pg_inherits,
+-- as when one of them is locked.
+create or replace function usage.source_tree() returns table (relid oid, isleaf boolean)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1ms'
+as $$
+declare
+    root oid := (select to_regclass(s.source)::oid from usage.state s);
+begin
+    return query select t.relid::oid, t.isleaf from pg_partition_tree(root) t;
+    if not found and root is not null then  -- an ordinary table is no partition tree
+        return query select root, true;
+    end if;
+exception when lock_not_available or out_of_memory then
+    return query
+        with recursive tree as (
+            select root as relid
+            union
+            select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid where not i.inhdetachpending
+        )
+        select c.oid, c.relkind <> 'p' from tree t join pg_class c on c.oid = t.relid where c.oid = root or c.relispartition;
+end $$;
+
 -- The triggers of all partitions in one look, rather than one after the other.
 create or replace function usage.fingerprint() returns jsonb
 language sql stable security definer set search_path = pg_catalog, pg_temp

@@ -123,6 +123,22 @@ def test_doubt_looks_up_the_source_alone(partitions: Database) -> None:
     assert _looks_through_catalogs(partitions) == []
 
 
+def test_reads_where_there_is_no_room_for_so_many_locks(partitions: Database) -> None:
+    """Another session has taken nearly all locks that the server has: 400 partitions are looked at without locking them."""
+    hoarder = partitions.connect()
+    with pytest.raises(psycopg.errors.OutOfMemory):
+        hoarder.execute(b"select count(pg_advisory_lock(n)) from generate_series(1, 10000000) n")
+    hoarder.execute(b"select count(pg_advisory_unlock(n)) from generate_series(1, 150) n")
+    try:
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            partitions.execute("select count(*) from pg_partition_tree('public.resource_usage_log')")
+        assert partitions.scalar("select usage.doubt()") is None
+        assert partitions.scalar("select sum(event_count) from usage.by_collection(now() - interval '30 days')") > 1000
+    finally:
+        hoarder.close()
+    partitions.compare([("now-30", None, None)])
+
+
 def test_doubt_in_a_database_of_many_tables(db: Database) -> None:
     """A plain source among 2,000 tables."""
     db.execute(
