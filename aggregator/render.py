@@ -219,6 +219,8 @@ def status_table(console: Console, status: Status) -> None:
     for name, value in status.lines():
         grid.add_row(Text(name), Text(printable(value, 2000)))
     console.print(grid)
+    for note in status.notes:
+        console.print(Text(f"note: {printable(note, 2000)}"), soft_wrap=True)
     if status.healthy:
         console.print(Text("healthy", style="green"))
     for problem in status.problems:

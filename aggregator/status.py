@@ -17,6 +17,15 @@ SQL = sql_files.load("status")
 COUNTED_TAIL = 100_000
 """Tail events that are counted at most: after that it is "more than"."""
 
+_SPARSE_ROWS = 10_000
+"""Daily rows of the last 30 days from which on it is worth a note that they hold hardly more than an event each."""
+
+_SPARSE_SHARE = 0.5
+"""Rollup rows for each event, from which on it is."""
+
+_NEWEST_KEYS = 20_000
+"""Keys that are looked at to tell which column makes them many."""
+
 _LOCK_TIMEOUT = 2.0
 """Seconds: partitions are looked up under the host's locks on them."""
 
@@ -72,6 +81,8 @@ class Status:
     rollup_size: str
     doubt: str | None
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    """What is worth knowing, and no problem."""
 
     @property
     def healthy(self) -> bool:
@@ -133,6 +144,7 @@ def read_status(connection: Connection, settings: Settings) -> Status:
         problems = connection.execute(SQL["problems"], limits(settings)).fetchall()
         at_work = connection.execute(SQL["at_work"]).fetchall()
         writers = frontier.open_writers(connection, settings.wait_timeout)
+        sparse = _sparse(connection)
     assert row is not None
     (source, mode, lookback_days, titles, zone, frontier_at, sealed, lag, lag_seconds, doubt, tail, pending, refreshed, refreshed_seconds, verified,
      verified_seconds, last_run, nightly, error, views, daily_rows, rejected, share, size) = row  # fmt: skip
@@ -164,6 +176,46 @@ def read_status(connection: Connection, settings: Settings) -> Status:
         rollup_size=size,
         doubt=doubt,
         problems=tuple(Problem(*problem) for problem in problems),
+        notes=() if sparse is None else (sparse,),
+    )
+
+
+def _sparse(connection: Connection) -> str | None:
+    """Say that the rollups hardly hold fewer rows than there are events, and which column of the keys does it."""
+    row = connection.execute(SQL["recent_events"]).fetchone()
+    if row is None or row[2] < _SPARSE_ROWS:
+        return None
+    since, until, events = row
+    plan = connection.execute(SQL["recent_rows"], {"from": since, "to": until}).fetchone()
+    assert plan is not None
+    rows = int(plan[0][0]["Plan"]["Plan Rows"])
+    if rows < max(_SPARSE_ROWS, events * _SPARSE_SHARE):
+        return None
+    said = (
+        f"the rollups save little: about {rows:,} daily rows hold the {events:,} events of the last 30 days, so reads of them"
+        " cost almost what reading the events would"
+    )
+    row = connection.execute(SQL["newest_keys"], {"keys": _NEWEST_KEYS}).fetchone()
+    if row is None:
+        return said
+    resource_type, keys, collections, job_types, model_levels = row
+    distinct, column = max(
+        (job_types, "job_type"),
+        (model_levels, "model_level"),
+        (collections, "collection_id"),
+        key=lambda found: found[0],
+    )
+    of_type = "events without a type" if resource_type is None else f"type {resource_type}"
+    if distinct * 2 < keys:
+        return f"{said}. No column does it alone: {of_type} has that many combinations of collection, job type and model level"
+    if column == "collection_id":
+        return (
+            f"{said}. {of_type} has {distinct:,} collections among its newest {keys:,} keys, with few events a day each:"
+            " nothing is wrong, if they are collections"
+        )
+    return (
+        f"{said}. {column} of {of_type} has {distinct:,} values among its newest {keys:,} keys: is it an id? Write the kind of"
+        " job there, and the id under another name in detail; days that are over stay as they are"
     )
 
 

@@ -67,6 +67,11 @@ create temporary table delta on commit drop as {rows}
 drop table if exists pg_temp.delta, pg_temp.daily_delta, pg_temp.daily_reasons, pg_temp.daily_collection_delta, pg_temp.monthly_delta,
     pg_temp.monthly_collection_delta, pg_temp.daily_total_delta
 
+-- analyze --
+-- A temporary table has no statistics: the planner takes a million differences for a thousand, and looks up their keys one
+-- by one, or sorts keys, which are costly to compare, rather than to hash them. A small sample will do.
+analyze pg_temp.{delta}
+
 -- key_delta --
 -- The differences of one rollup by the numbers of their keys; null: a key that is new (of a value of several columns IS
 -- NULL says something else).
@@ -125,12 +130,12 @@ select {bucket} as bucket, {key} as key_id, sum(x.event_count)::bigint as event_
  group by 1, 2
 
 -- derive_total --
+-- From the differences as collected, which have the type: looking keys up would read all there are.
 create temporary table daily_total_delta on commit drop as
-select x.bucket, k.resource_type, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
+select x.bucket, x.resource_type, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
        sum(x.secondary_value) as secondary_value, sum(x.rejected_count)::bigint as rejected_count
-  from (select d.bucket, d.key_id, d.event_count, d.total_value, d.secondary_value, d.rejected_count
-          from pg_temp.daily_collection_delta d) x
-  join usage.key k on k.id = x.key_id
+  from pg_temp.delta x
+ where x.rollup = 'daily'
  group by 1, 2
 
 -- total_delta --
@@ -166,10 +171,10 @@ select x.bucket, x.key_id, x.event_count, x.total_value, x.secondary_value, x.re
        rejected_count = f.rejected_count + excluded.rejected_count
 
 -- sweep --
--- Rows that became nothing; only what was subtracted from can have.
+-- Rows that became nothing; only what was subtracted from can have. By bucket and key: a month may have a million others.
 delete from usage.{fact} r
- using (select distinct x.bucket from pg_temp.{delta} x) touched
- where r.{bucket} = touched.bucket
+ using pg_temp.{delta} x
+ where r.{bucket} = x.bucket and r.key_id = x.key_id
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
 -- add_total --

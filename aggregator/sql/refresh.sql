@@ -25,10 +25,10 @@ select f.key, f.value, c.relkind <> 'p', usage.is_rewritten(f.key::oid, f.value)
  order by c.oid
 
 -- any_new_partition --
--- Or a child that is no partition. Without triggers it makes no difference.
+-- Or a child that is no partition. One that is half detached is none of the source's any more. Without triggers it makes no difference.
 select s.capture_mode is distinct from 'lookback'
    and (exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
-        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not s.fingerprint ? i.inhrelid::text))
+        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not i.inhdetachpending and not s.fingerprint ? i.inhrelid::text))
   from usage.state s
 
 -- partition_name --

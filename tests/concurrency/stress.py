@@ -141,6 +141,7 @@ class Stress:
                 " delete from public.events_old where id % 2 = 0;"
                 f" alter table public.events attach partition public.events_old {row[0]}; commit",
                 "alter table public.events detach partition public.events_old",
+                "alter table public.events detach partition public.events_old concurrently",
                 f"alter table public.events attach partition public.events_old {row[0]}",
             ]
             while not self.stop.is_set():

@@ -129,3 +129,39 @@ def test_a_source_that_is_gone(healthy: Database) -> None:
     assert "is gone" in read_status(healthy.own, healthy.settings).problems[0].text
     capture.detach(healthy.own, healthy.settings)
     assert codes(healthy) == ["not_attached"]
+
+
+MANY = """
+insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)
+select {collection}, 'ai', jsonb_build_object('job_type', {job_type}, 'model_level', {model_level}),
+       date_trunc('day', now(), 'UTC') - interval '1 second' - n % 3 * interval '1 day'
+  from generate_series(1, 12000) n
+"""
+UUID = "('00000000-0000-0000-0000-' || lpad(({})::text, 12, '0'))::uuid"
+
+
+@pytest.mark.parametrize(
+    ("collection", "job_type", "model_level", "said"),
+    [
+        ("null", "'import ' || n", "'m'", "job_type of type ai has 12,000 values among its newest 12,000 keys: is it an id?"),
+        (UUID.format("n % 60"), "'job ' || n % 8", "n", "model_level of type ai has 12,000 values"),
+        (UUID.format("n % 11000"), "'job'", "'m'", "type ai has 11,000 collections among its newest"),
+        (UUID.format("n % 240"), "'job ' || n / 240", "n % 3", "has that many combinations of collection, job type and model level"),
+        (UUID.format("n % 60"), "'job ' || n % 8", "'m'", None),
+    ],
+)  # fmt: skip
+def test_keys_that_hardly_repeat(
+    healthy: Database, collection: str, job_type: str, model_level: str, said: str | None
+) -> None:
+    """Where rollups have almost a row for each event, status says so, and why; it is no problem."""
+    healthy.execute(MANY.format(collection=collection, job_type=job_type, model_level=model_level))
+    healthy.refresh()
+    healthy.execute("analyze usage.daily_fact")
+    assert codes(healthy) == []
+    notes = read_status(healthy.own, healthy.settings).notes
+    if said is None:
+        assert notes == ()
+    else:
+        assert len(notes) == 1
+        assert notes[0].startswith("the rollups save little: about 1")
+        assert said in notes[0]

@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 import pytest
 
 from aggregator import sample
 from tests.harness import Database
+from tests.plans.explain import Node, nodes_of, plans_of
 
 READS = (
     "select * from usage.by_collection({window})",
@@ -22,8 +23,6 @@ READS = (
 )
 
 TAIL = 500
-
-Node = dict[str, Any]
 
 _numbers = itertools.count()
 
@@ -90,38 +89,11 @@ def _collection(db: Database) -> str:
     )
 
 
-def _plans(db: Database, query: str) -> list[Node]:
-    """Run a query and return the plans of all the statements it ran."""
-    plans: list[Node] = []
-
-    def collect(notice: psycopg.errors.Diagnostic) -> None:
-        text = notice.message_primary or ""
-        if text.startswith("duration: "):
-            plans.append(json.loads(text[text.index("{") :]))
-
-    connection = db.connect()
-    connection.execute("load 'auto_explain'")
-    connection.execute(
-        "set client_min_messages = notice; set auto_explain.log_level = notice; set auto_explain.log_format = json;"
-        "set auto_explain.log_nested_statements = on; set auto_explain.log_min_duration = 0"
-    )
-    connection.add_notice_handler(collect)
-    connection.execute(query.encode())
-    connection.close()
-    return [plan["Plan"] for plan in plans]
-
-
-def _nodes(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.get("Plans", []):
-        yield from _nodes(child)
-
-
 def _check(db: Database, read: str, window: Window) -> None:
     """Assert that the source is reached through its index on created_at, within bounds, and by nothing else."""
     arguments = [window.since, window.until or "null", f"'{_collection(db)}'" if window.one_collection else "null"]
-    plans = _plans(db, read.format(window=", ".join(arguments)))
-    nodes = [node for plan in plans for node in _nodes(plan)]
+    plans = plans_of(db, read.format(window=", ".join(arguments)))
+    nodes = [node for plan in plans for node in nodes_of(plan)]
     called = {node["Function Name"] for node in nodes if node["Node Type"] == "Function Scan"}
     assert "window_rows" in called, f"{read}: no plans of the functions inside were seen: {called}"
     assert not called & {"event", "event_between", "collection"}, f"{read}: not inlined: {called}"
@@ -189,8 +161,8 @@ def test_at_most_half_a_day_at_each_end_and_the_tail_are_read_raw(history: Datab
 
 def test_a_read_works_out_its_window_without_reading_events(history: Database) -> None:
     """Finding the parts of a window touches usage.state, catalogs, metrics and the late changes of partitions that are gone."""
-    plans = _plans(history, "select usage.window_parts(now() - interval '30 days', null)")
-    relations = {node["Relation Name"] for plan in plans for node in _nodes(plan) if "Relation Name" in node}
+    plans = plans_of(history, "select usage.window_parts(now() - interval '30 days', null)")
+    relations = {node["Relation Name"] for plan in plans for node in nodes_of(plan) if "Relation Name" in node}
     assert relations
     assert relations <= {"state", "truncate_marker", "frontier_seq", "late_change", "metric", "metric_history"} | {
         name for name in relations if name.startswith("pg_")

@@ -1,0 +1,147 @@
+"""Partitions that leave while a refresh runs, in its steps and between them, also CONCURRENTLY: every answer stays exact."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psycopg
+import pytest
+
+from aggregator import refresh
+from tests.harness import Database, Hooked, snapshot
+from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
+
+DETACH = "alter table public.events detach partition public.events_old"
+HOWS = {"detach": DETACH, "concurrently": f"{DETACH} concurrently", "drop": "drop table public.events_old"}
+
+how_it_leaves = pytest.mark.parametrize("how", list(HOWS.values()), ids=list(HOWS))
+
+
+def _is_pending(db: Database) -> bool:
+    return bool(db.scalar("select exists (select from pg_inherits where inhdetachpending)"))
+
+
+def _leaves(db: Database, how: str) -> Background:
+    """Let the partition leave in a session of its own, which may have to wait for ours."""
+    host = db.connect()
+    host.execute(b"set lock_timeout = '60s'")
+    return Background(lambda: host.execute(how.encode()))
+
+
+def _follow(db: Database) -> None:
+    """The operator follows what happened, and trust is back."""
+    db.compare()
+    assert "is gone" in str(doubt(db))
+    assert db.verify(repair=True).trusted
+    settled(db)
+
+
+@how_it_leaves
+def test_a_partition_leaves_between_two_steps(partitioned: Database, how: str) -> None:
+    """What it brought was folded a step before: it is in doubt at once, and the refresh goes on to its end."""
+    run(partitioned, "truncate {source}")
+    fill(partitioned)
+    steps = 0
+
+    def between(progress: refresh.Progress) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:  # the first one clears the rollups
+            assert progress.events > 0
+            _leaves(partitioned, how).join()
+            assert "is gone" in str(doubt(partitioned))
+        partitioned.compare()
+
+    result = refresh.refresh(
+        partitioned.own, partitioned.settings.model_copy(update={"step_events": 7}), progress=between
+    )
+    assert result.status == "done"
+    assert steps > 4
+    _follow(partitioned)
+
+
+@how_it_leaves
+def test_a_partition_leaves_during_a_step(partitioned: Database, how: str) -> None:
+    """The step reads what its snapshot has; the host waits for it, or (CONCURRENTLY) is half done meanwhile."""
+    run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', clock_timestamp())")
+    run(partitioned, "delete from {source} where note in ('event 3', 'event 50')")
+    leaving: list[Background] = []
+
+    def leaves() -> None:
+        leaving.append(_leaves(partitioned, how))
+        if how.endswith("concurrently"):
+            await_true(lambda: _is_pending(partitioned), "the first half")
+        else:
+            waits = "select exists (select from pg_locks where relation = 'public.events'::regclass and not granted)"
+            await_true(lambda: partitioned.scalar(waits), "the host, which waits for the step")
+        assert leaving[0].alive
+
+    hooked = Hooked(partitioned.own, {refresh.SQL["nth_event"]: leaves})
+    assert refresh.refresh(hooked, partitioned.settings).status == "done"  # type: ignore[arg-type]
+    leaving[0].join()
+    _follow(partitioned)
+
+
+def test_a_partition_that_is_half_detached(partitioned: Database) -> None:
+    """DETACH … CONCURRENTLY that waits for a reader, was cancelled, and is finished later: exact at each stage."""
+    reader = partitioned.connect()
+    with snapshot(reader):
+        before = reader.execute(b"select count(*) from public.events").fetchone()
+        host = partitioned.connect()
+        leaving = Background(lambda: host.execute(HOWS["concurrently"].encode()))
+        await_true(lambda: _is_pending(partitioned), "the first half")
+        assert "is gone" in str(doubt(partitioned))
+        partitioned.compare()
+        partitioned.refresh()
+        partitioned.compare()
+        # A reader of before sees the partition until it ends: ours as well as the raw query.
+        assert reader.execute(b"select count(*) from public.events").fetchone() == before
+        counted = reader.execute(b"select sum(event_count) from usage.by_collection('-infinity')").fetchone()
+        assert counted == before
+        host.cancel()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            leaving.join()
+    assert _is_pending(partitioned)
+    assert partitioned.verify(repair=True).trusted
+    settled(partitioned)
+    # Its triggers are there still: what is written to it is none of the source's, and comes and goes.
+    partitioned.execute("delete from public.events_old where note in ('event 50', 'event 51')")
+    partitioned.compare()
+    partitioned.refresh()
+    partitioned.compare()
+    partitioned.execute(f"{DETACH} finalize")
+    partitioned.compare()
+    assert pending(partitioned) == 0
+    assert partitioned.verify(repair=True).trusted
+    settled(partitioned)
+
+
+def test_a_partition_is_made_for_every_step(partitioned: Database) -> None:
+    """A host that makes, fills, detaches and drops partitions between all steps of a refresh meets no error, nor do we."""
+    run(partitioned, "truncate {source}")
+    fill(partitioned)
+    steps = 0
+
+    def between(_progress: refresh.Progress) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % 2:
+            partitioned.execute("select public.add_partition('events_ancient', 400, 300)")
+            run(
+                partitioned,
+                "insert into {source} (resource_type, created_at) values ('ai', now() - interval '350 days')",
+            )
+        else:
+            with suppress(psycopg.errors.UndefinedTable):
+                partitioned.execute("alter table public.events detach partition public.events_ancient concurrently")
+                partitioned.compare()
+                partitioned.execute("drop table public.events_ancient")
+        partitioned.compare()
+
+    refresh.refresh(partitioned.own, partitioned.settings.model_copy(update={"step_events": 7}), progress=between)
+    assert steps > 4
+    partitioned.compare()
+    partitioned.refresh()
+    if doubt(partitioned) is not None:
+        assert partitioned.verify(repair=True).trusted
+    settled(partitioned)
