@@ -14,6 +14,7 @@ from typing import Any, LiteralString, TypeVar
 import psycopg
 from psycopg import errors, sql
 
+from aggregator import hourly
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, UsageError, never
@@ -229,6 +230,7 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
                     )
             connection.execute(SQL["set_detached"], {"discard": discard_sealed})
             delete_unsealed(connection)
+            hourly.delete_below(connection, None)
             connection.execute(SQL["delete_captured"])
             connection.execute(SQL["stub_functions"])
             return True

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from aggregator import capture, fold, frontier, verify
+from aggregator import capture, fold, frontier, hourly, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
 from aggregator.errors import AggregatorError, Stopped, never
@@ -35,6 +35,9 @@ _OURS = (_SEQUENCE_BEHIND, _REWRITTEN)
 MENDABLE = ": run aggregator refresh"
 """How a doubt ends that a refresh mends: of partitions that brought events along, lost some, or came and went; a TRUNCATE; a
 sequence left behind."""
+
+_FILL_SECONDS = 30.0
+"""For which a refresh fills the past of the hourly rollup at most; the next one goes on."""
 
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
@@ -130,6 +133,8 @@ def refresh(
         target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
         notes = [] if run.waited_for else _mend(connection, settings, run, check)
         notes += _fold_up_to(connection, settings, run, source, target, progress, check)
+        # Part by part, so that the frontier does not wait for it.
+        hourly.fill(connection, settings, seconds=_FILL_SECONDS, check=check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
@@ -357,7 +362,7 @@ def _fold(
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         upper, more_raw = _step_end(connection, settings, state, target)
-    _collect_raw(connection, state.frontier, upper, state.time_zone)
+    _collect_raw(connection, state, upper)
     late, more_late = _claim_late(connection, settings, state)
     if late:
         connection.execute(fold.SQL["restate"], {"run": run.id, "below": state.frontier_day})
@@ -365,13 +370,14 @@ def _fold(
         late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
         connection.execute(SQL["set_frontier"], {"frontier": upper})
     events = _scalar(connection, "counted")
-    fold.apply_delta(connection, derive=True)
+    fold.apply_delta(connection, derive=True, hourly=state.hourly_since is not None)
     return events, late, more_late or more_raw
 
 
 def _start_anew(connection: Connection) -> int:
     """Clear the unsealed rollups and put the frontier at the seal: the source, or a part of it, was truncated."""
     capture.delete_unsealed(connection)
+    hourly.start_anew(connection)
     dropped = connection.execute(SQL["drop_unsealed_late"]).rowcount
     connection.execute(SQL["drop_markers"])
     connection.execute(SQL["frontier_to_seal"])
@@ -398,7 +404,8 @@ def _claim_late(connection: Connection, settings: Settings, state: fold.State) -
     for sign, reason in ((1, "late"), (-1, "deleted")):
         measured = fold.measured(connection, late=("-infinity", limit), late_sign=sign)
         connection.execute(
-            sql.SQL(SQL["add_late"]).format(measured=measured), {"zone": state.time_zone, "reason": reason}
+            sql.SQL(SQL["add_late"]).format(measured=measured, **state.hour),
+            {"zone": state.time_zone, "reason": reason},
         )
     return connection.execute(SQL["drop_claimed"], {"limit": limit}).rowcount, limit != state.frontier
 
@@ -424,16 +431,17 @@ def _step_end(connection: Connection, settings: Settings, state: fold.State, tar
     return (row[0], True) if row is not None else (target, False)
 
 
-def _collect_raw(connection: Connection, lower: str, upper: str, zone: str) -> None:
-    """Create the delta with the sums of the raw events of [lower, upper), each local day a query of its own."""
+def _collect_raw(connection: Connection, state: fold.State, upper: str) -> None:
+    """Create the delta with the sums of the raw events from the frontier to ``upper``, each local day a query of its own."""
     days: list[sql.Composed] = []
+    lower = state.frontier
     while lower != upper:
-        row = connection.execute(SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": zone}).fetchone()
+        row = connection.execute(SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": state.time_zone}).fetchone()
         if row is None:
             break
         day, end = row
         measured = fold.measured(connection, tail=(lower, end))
-        days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured))
+        days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured, **state.hour))
         lower = end
     if not days:
         connection.execute(fold.SQL["create_delta"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import IsolationLevel
 
-from aggregator import capture, refresh, verify
+from aggregator import capture, hourly, refresh, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, connect
 from aggregator.settings import Settings
@@ -33,6 +34,10 @@ SCHEMA = ";\n".join(
 
 COLLECTIONS = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 8)]
 """The last two have no title."""
+
+
+HOURLY = os.environ.get("AGGREGATOR_TEST_HOURLY", "") not in {"", "0"}
+"""Whether every test that attaches a source turns the hourly rollup on."""
 
 
 class Mismatch(AssertionError):  # noqa: N818 -- it is what a comparison says
@@ -72,8 +77,11 @@ class Database:
     def scalar(self, query: str, parameters: Any = None) -> Any:
         return self.execute(query, parameters)[0][0]
 
-    def attach(self) -> capture.Attached:
-        return capture.attach(self.own, self.settings)
+    def attach(self, **options: Any) -> capture.Attached:
+        attached = capture.attach(self.own, self.settings)
+        if options.get("hourly", HOURLY):
+            hourly.turn_on(self.own)
+        return attached
 
     def refresh(self, **changes: Any) -> refresh.RefreshResult:
         return refresh.refresh(self.own, self.settings.model_copy(update=changes))
