@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aggregator import capture, jobs, matviews, migrations
+from aggregator import capture, hourly, jobs, matviews, migrations
 from aggregator import refresh as refreshing
 from aggregator import scheduler as scheduling
 from aggregator.cli_base import DatabaseUrl, app, errors, say, session
+from aggregator.db import Connection
 from aggregator.errors import UsageError
-from aggregator.settings import load_settings
+from aggregator.settings import Settings, load_settings
 
 
 @app.command()
@@ -50,6 +51,10 @@ def attach(
     time_zone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="Reporting time zone. [env: AGGREGATOR_TIME_ZONE]")
     ] = None,
+    with_hours: Annotated[
+        bool | None,
+        typer.Option("--hourly/--no-hourly", help="Keep an hourly rollup too, for dense sources; or no longer."),
+    ] = None,
 ) -> None:
     """Start capture on the source table. From here on every answer is exact."""
     settings = load_settings(
@@ -57,10 +62,28 @@ def attach(
     )
     with session(settings, "attach") as connection:
         attached = capture.attach(connection, settings)
+        turned = None
+        if with_hours is not None:
+            turned = hourly.turn_on(connection) if with_hours else hourly.turn_off(connection)
+        filled = _fill_hours(connection, settings) if with_hours else None
     for warning in attached.warnings:
         say(f"warning: {warning}", "yellow")
     done = "attached" if attached.changed else "was attached already, nothing changed:"
     say(f"{done} {attached.source} (titles: {attached.title_table or 'none'}, days of {attached.time_zone})")
+    if filled is None:
+        if turned is not None:
+            say("the hourly rollup was removed" if turned else "there was no hourly rollup")
+    elif filled.done:
+        say(f"the hourly rollup is on: {filled.events:,} events of the past filled in")
+    else:
+        say("the hourly rollup is on; trust is off, so its past is filled in by a later refresh", "yellow")
+
+
+def _fill_hours(connection: Connection, settings: Settings) -> hourly.Filled:
+    def report(filled: hourly.Filled) -> None:
+        say(f"{filled.events:,} events; hours from {filled.since} on")
+
+    return hourly.fill(connection, settings, progress=report)
 
 
 @app.command()

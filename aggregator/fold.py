@@ -177,7 +177,14 @@ def apply_delta(connection: Connection, *, derive: bool, hourly: bool) -> None:
         number_keys(connection, "daily", hours=hourly)
         if hourly:
             derive_fact(connection, "daily_delta", "hourly", "x.hour", "x.key_id", " where x.hour is not null")
-            derive_fact(connection, "daily_delta", "hourly_collection", "x.hour", "x.collection_key", " where x.hour is not null")
+            derive_fact(
+                connection,
+                "daily_delta",
+                "hourly_collection",
+                "x.hour",
+                "x.collection_key",
+                " where x.hour is not null",
+            )
         if reasons > 1 or hourly:
             deltas["daily"] = "daily_merged"
             _run(connection, "merge_delta", {"delta": "daily_delta", "merged": "daily_merged"})
@@ -229,7 +236,12 @@ def add_fact(connection: Connection, rollup: str, delta: str, *, subtracted: boo
 
 
 def derive_fact(
-    connection: Connection, delta: str, rollup: str, bucket: LiteralString, key: LiteralString, where: LiteralString = ""
+    connection: Connection,
+    delta: str,
+    rollup: str,
+    bucket: LiteralString,
+    key: LiteralString,
+    where: LiteralString = "",
 ) -> None:
     """Make ``pg_temp.<rollup>_delta`` of another rollup's differences."""
     connection.execute(

@@ -91,9 +91,7 @@ def _lower_row(connection: Connection, source: str) -> int:
         connection.execute(fold.SQL["create_delta"])
         beyond_it = (target, state.frontier)
         measured = fold.measured(connection, head_sign=-1, head=beyond_it, late=beyond_it)
-        connection.execute(
-            sql.SQL(SQL["take_out"]).format(measured=measured, **state.hour), {"zone": state.time_zone}
-        )
+        connection.execute(sql.SQL(SQL["take_out"]).format(measured=measured, **state.hour), {"zone": state.time_zone})
         row = connection.execute(SQL["taken_out"]).fetchone()
         assert row is not None
         fold.apply_delta(connection, derive=True, hourly=state.hourly_since is not None)

@@ -436,7 +436,9 @@ def _collect_raw(connection: Connection, state: fold.State, upper: str) -> None:
     days: list[sql.Composed] = []
     lower = state.frontier
     while lower != upper:
-        row = connection.execute(SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": state.time_zone}).fetchone()
+        row = connection.execute(
+            SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": state.time_zone}
+        ).fetchone()
         if row is None:
             break
         day, end = row

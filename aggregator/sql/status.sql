@@ -16,8 +16,15 @@ select s.source, s.title_source, s.time_zone, s.frontier::text, s.sealed_until::
                   where t.day between usage.local_day(now(), s.time_zone) - 30 and usage.local_day(now(), s.time_zone)), 0)::float8,
        pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
                          from unnest(array['usage.daily_fact', 'usage.daily_collection_fact', 'usage.daily_total',
-                                           'usage.monthly_fact', 'usage.monthly_collection_fact', 'usage.key']) r))
+                                           'usage.monthly_fact', 'usage.monthly_collection_fact',
+                                           'usage.hourly_fact', 'usage.hourly_collection_fact', 'usage.key']) r))
   from usage.state s, usage.freshness f
+
+-- hourly --
+-- A sample only where the rollup is off.
+select s.hourly_since::text, g.events_per_day, g.events, g.rows, g.whole
+  from usage.state s
+  left join lateral usage.hourly_gain(case when s.hourly_since is null then %(hours)s::integer end, %(events)s::integer) g on s.hourly_since is null
 
 -- problems --
 select p.code, p.problem, p.remedy

@@ -1062,7 +1062,7 @@ declare
     hour    timestamptz;
     found   record;
 begin
-    if (select s.source is null from usage.state s) then
+    if hours is null or (select s.source is null from usage.state s) then
         return;
     end if;
     select usage.local_day(now(), s.time_zone) into today from usage.state s;
