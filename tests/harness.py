@@ -98,10 +98,10 @@ class Database:
             (None if collection is None else COLLECTIONS[collection], resource_type, detail, created_at),
         )
 
-    def compare(self, windows: Any = None) -> None:
+    def compare(self, windows: Any = None, *, live: bool = True) -> None:
         """Raise Mismatch unless every answer equals the oracle's, in one snapshot."""
         with snapshot(self.connection):
-            compare(self.connection, self.zone, windows, source=self.source, titles=self.titles)
+            compare(self.connection, self.zone, windows, source=self.source, titles=self.titles, live=live)
 
 
 @contextmanager
@@ -189,6 +189,25 @@ def compare(
             ).fetchall()
             if sorted(map(repr, map(_plain, expected))) != sorted(map(repr, map(_plain, found))):
                 raise Mismatch(f"{view}: missing {_some(expected, found)}; extra {_some(found, expected)}")
+
+
+def compare_days(
+    connection: psycopg.Connection[Any], zone: str, windows: Any, *, source: str = "public.resource_usage_log"
+) -> None:
+    """Compare the daily series by days of a time zone, whatever the reporting one is, in the caller's snapshot."""
+    query = ORACLE["daily"].replace("{source}", source)
+    for since, until, collection in windows:
+        parameters = {"since": _instant(connection, since), "until": until and _instant(connection, until),
+                      "collection": collection, "zone": zone}  # fmt: skip
+        expected = connection.execute(query.encode(), parameters).fetchall()
+        found = connection.execute(
+            b"select day::text, resource_type, event_count, total_value from usage.daily_series("
+            b"%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid, %(zone)s::text)", parameters,
+        ).fetchall()  # fmt: skip
+        if expected != found:
+            raise Mismatch(
+                f"days of {zone}, {parameters}: missing {_some(expected, found)}; extra {_some(found, expected)}"
+            )
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
