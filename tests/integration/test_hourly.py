@@ -493,7 +493,10 @@ def test_days_of_another_zone_around_a_transition(new_database: Any, instant: st
 
 def test_status_says_when_it_would_pay(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a dense source, by a sample of its hours; it is advice, and no problem."""
-    line = lambda: dict(read_status(db.own, db.settings).lines())["hourly rollup"]  # noqa: E731
+
+    def line() -> str:
+        return dict(read_status(db.own, db.settings).lines())["hourly rollup"]
+
     assert line() == "off"
     db.execute(
         "insert into public.resource_usage_log (resource_type, created_at)"
@@ -543,7 +546,6 @@ _WITH_HOURS = "usage.with_hours(usage.window_parts, integer, timestamptz, timest
 MUTATIONS: dict[str, tuple[str, Mutation]] = {
     "late changes are not folded into hours": ("UTC", _block(refresh, "add_late", ", {hour}\n", ", null::timestamptz\n")),
     "the fill forgets late changes": ("UTC", _block(hourly, "collect", "case when e.late then -e.sign else e.sign end", "case when e.late then 0 else e.sign end")),
-    "folds touch hours that the fill will read": ("UTC", _block(fold, "hour", "e.created_at >= {since}::timestamptz", "{since}::timestamptz is not null")),
     "the fill reads the tail": ("UTC", _block(hourly, "missing", "least(s.hourly_since, s.frontier) as to_at", "s.hourly_since as to_at")),
     "an hour that is cut counts whole": ("UTC", _function(_WITH_HOURS, ("if first <> from_at then", "if false then"))),
     "an hour at the end that is cut counts whole": ("UTC", _function(_WITH_HOURS, ("if last <> to_at then", "if false then"))),
