@@ -584,8 +584,12 @@ create function usage.hours_sql(p usage.window_parts, by_key boolean, collection
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
 declare
-    keys constant integer[] := case when p.hour_signs is not null then usage.keys_of(collection, by_key) end;
+    keys integer[];
 begin
+    if p.hour_signs is null then
+        return null;
+    end if;
+    keys := usage.keys_of(collection, by_key);
     return (select string_agg(usage.hour_fact_sql(case when by_key then 'hourly_fact' else 'hourly_collection_fact' end,
                                                   h.from_hour, h.to_hour, h.sign, keys,
                                                   -- a range lies in one day
