@@ -83,7 +83,9 @@ def _fill_hours(connection: Connection, settings: Settings) -> hourly.Filled:
     def report(filled: hourly.Filled) -> None:
         say(f"{filled.events:,} events; hours from {filled.since} on")
 
-    return hourly.fill(connection, settings, progress=report)
+    filled = hourly.fill(connection, settings, progress=report)
+    hourly.analyze(connection)
+    return filled
 
 
 @app.command()

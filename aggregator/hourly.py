@@ -90,6 +90,12 @@ def fill(
         progress(filled)
 
 
+def analyze(connection: Connection) -> None:
+    """Let the planner know what a fill has added, rather than when autovacuum comes round."""
+    with transaction(connection):
+        connection.execute(SQL["analyze"])
+
+
 def _fill_some(connection: Connection, settings: Settings, source: str) -> tuple[Filled, bool]:
     """Fill the newest hours that are missing, of about ``step_events`` events; return how far it is, and whether to go on."""
     with fold.snapshot(connection, source, lock_state=True) as state:

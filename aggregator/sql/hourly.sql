@@ -58,6 +58,9 @@ select coalesce(sum(x.event_count), 0)::bigint from pg_temp.delta x
 -- set_since --
 update usage.state set hourly_since = %(since)s::timestamptz
 
+-- analyze --
+select usage.analyze_changed()
+
 -- start_anew --
 -- No row: it is off. Where the seal cuts an hour none of below it is left.
 update usage.state

@@ -611,7 +611,7 @@ drop function usage.keys_of(uuid, boolean);
 drop function usage.hour_fact_sql(text, timestamptz, timestamptz, integer, integer[], text, text);
 drop function usage.with_hours(usage.window_parts, integer, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz);
 drop function usage.measured_ranges_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text);
-drop function usage.is_of_hours(date, text);
+drop function usage.is_of_hours(date, text, timestamptz);
 alter type usage.window_parts drop attribute hour_signs, drop attribute hours_from, drop attribute hours_to,
     drop attribute cut_signs, drop attribute cut_from, drop attribute cut_to, drop attribute gap_from, drop attribute gap_to;
 drop view usage.hourly, usage.hourly_collection;

@@ -264,11 +264,13 @@ end $$;
 comment on function usage.with_hours(usage.window_parts, integer, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz) is
 'The parts of a window with [from_at, to_at), a part of the day [day_from, day_to), by hours from low on: cut from the nearer side, so at most half an hour is raw at either end (more where a midnight is no whole hour). As they were if there is no whole hour. Below top all hours are folded.';
 
-create function usage.is_of_hours(day date, zone text) returns boolean
+create function usage.is_of_hours(day date, zone text, low timestamptz) returns boolean
 language sql immutable parallel safe
-return usage.hour_of(usage.day_start(day, zone)) = usage.day_start(day, zone)
+return usage.day_start(day, zone) >= low
+   and usage.hour_of(usage.day_start(day, zone)) = usage.day_start(day, zone)
    and usage.hour_of(usage.day_start(usage.next_day(day), zone)) = usage.day_start(usage.next_day(day), zone);
-comment on function usage.is_of_hours(date, text) is 'Whether a local day begins and ends with a whole UTC hour; null near the ends of years 1-9999.';
+comment on function usage.is_of_hours(date, text, timestamptz) is
+'Whether a local day begins and ends with a whole UTC hour, none of them below one; null near the ends of years 1-9999.';
 
 -- As before. With the hourly rollup the part of an edge day is cut again, at hours, by the same rule.
 create or replace function usage.window_parts(since timestamptz, until timestamptz) returns usage.window_parts
@@ -348,7 +350,7 @@ begin
     if s.hourly_since is not null then
         hours_low := usage.hours_from(s.hourly_since);
         -- Below the seal by hours, if its day is one of whole hours: an hour that is cut counts whole.
-        if since < s.sealed_until and usage.hours_to(since) >= hours_low and usage.is_of_hours(usage.local_day(since, s.time_zone), s.time_zone) then
+        if since < s.sealed_until and usage.is_of_hours(usage.local_day(since, s.time_zone), s.time_zone, hours_low) then
             if usage.hours_to(since) < since then
                 p.exact := false;
                 p.reasons := p.reasons || format('the window starts inside the hour of %s, which is sealed: that hour counts whole', usage.hours_to(since));
@@ -356,7 +358,7 @@ begin
             end if;
             since_sealed := false;
         end if;
-        if until < s.sealed_until and usage.hours_to(until) >= hours_low and usage.is_of_hours(usage.local_day(until, s.time_zone), s.time_zone) then
+        if until < s.sealed_until and usage.is_of_hours(usage.local_day(until, s.time_zone), s.time_zone, hours_low) then
             if usage.hours_to(until) < until then
                 p.exact := false;
                 p.reasons := p.reasons || format('the window ends inside the hour of %s, which is sealed: that hour counts whole', usage.hours_to(until));

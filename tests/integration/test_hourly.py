@@ -424,6 +424,30 @@ def test_sealed_hours(new_database: Any, zone: str) -> None:
     db.compare([(at_seal, None, None)], live=False)
 
 
+def test_a_seal_comes_down_before_the_fill(db: Database) -> None:
+    """Hours of a part of a sealed day cannot cut it: the raw events of the rest may be gone."""
+    fill(db, 300)
+    db.refresh()
+    hourly.turn_on(db.own)
+    hourly.fill(db.own, db.settings.model_copy(update={"step_events": 100}), seconds=0)
+    half = since(db)
+    db.execute("delete from public.resource_usage_log where created_at < %s::timestamptz - interval '10 days'", (half,))
+    seal.seal(db.own, db.settings, db.scalar("select (usage.local_day(%s, 'UTC') + 1)::text", (half,)))
+    whole = "select * from usage.by_collection(date_trunc('day', %s::timestamptz, 'UTC'))"
+    expected = db.execute(whole, (half,))
+    db.execute("delete from public.resource_usage_log where created_at < (select sealed_until from usage.state)")
+    assert hourly.fill(db.own, db.settings).done
+    assert since(db) == half
+    for hours_later in (0, 1):
+        at = db.scalar("select (%s::timestamptz + %s * interval '1 hour')::text", (half, hours_later))
+        if db.scalar("select %s::timestamptz = date_trunc('day', %s::timestamptz, 'UTC')", (at, at)):
+            continue
+        assert db.execute("select * from usage.by_collection(%s)", (at,)) == expected
+        assert db.execute("select exact from usage.receipt(%s)", (at,)) == [(False,)]
+    db.compare([(db.scalar("select sealed_until::text from usage.state"), None, None)], live=False)
+    assert db.verify().differences == 0
+
+
 def test_purge_keeps_hours(db: Database) -> None:
     """Raw events go, and windows of the past are cut at hours still."""
     hourly.turn_on(db.own)
