@@ -101,10 +101,14 @@ def _fill_some(connection: Connection, settings: Settings, source: str) -> tuple
     with fold.snapshot(connection, source, lock_state=True) as state:
         if state.hourly_since is None:
             return Filled(0, None, True), False
-        row = connection.execute(SQL["missing"], {"n": settings.step_events}).fetchone()
+        row = connection.execute(SQL["missing"]).fetchone()
         if row is None or row[0]:
             return Filled(0, state.hourly_since, row is None), False
-        _, start, end, since, more = row
+        _, lowest, first, end = row
+        row = connection.execute(SQL["newest"], {"from": first, "to": end, "n": settings.step_events}).fetchone()
+        start = None if row is None else row[0]
+        more = start not in {None, first}
+        since = start if more else lowest
         events = 0
         if start is not None:
             connection.execute(SQL["delete_range"], {"from": start, "to": state.hourly_since})

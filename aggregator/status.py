@@ -17,7 +17,7 @@ SQL = sql_files.load("status")
 COUNTED_TAIL = 100_000
 """Tail events that are counted at most: after that it is "more than"."""
 
-_SAMPLED_HOURS, _SAMPLED_EVENTS = 4, 5_000
+_SAMPLED_HOURS, _SAMPLED_EVENTS = 3, 15_000
 """Hours of the last 30 days that are looked at, and events of each at most."""
 
 _DENSE_DAY, _COMPRESSION = 100_000, 3.0

@@ -14,27 +14,28 @@ update usage.state set hourly_since = null where hourly_since is not null
 delete from usage.{fact} f where f.hour < coalesce(%(hour)s::timestamptz, 'infinity')
 
 -- missing --
--- Whether there is doubt; which hours to fill now, those of about N events, one at least: from an hour (null: there is
--- nothing below that is in the rollups), and up to which instant raw events are in the rollups; what hourly_since is then;
--- whether more are missing. Below the seal raw events may be gone. No row: none is missing.
-select z.in_doubt, z.fill_from::text, z.to_at::text,
-       case when z.fill_from > z.from_at then z.fill_from else z.lowest end::text, coalesce(z.fill_from > z.from_at, false)
-  from (select x.in_doubt, x.lowest, x.from_at, x.to_at,
-               case when x.newest is not null and x.nth_from is null then x.from_at
-                    when x.newest is not null then least(usage.hour_of(x.newest), x.nth_from) end as fill_from
-  from (select b.lowest, b.in_doubt, b.from_at, b.to_at,
-               greatest((select e.created_at from usage.event() e
-                          where e.created_at >= b.from_at and e.created_at < b.to_at order by e.created_at desc limit 1),
+-- Whether there is doubt; below the seal raw events may be gone: what hourly_since is in the end; between which instants hours
+-- are missing and raw events in the rollups. No row: none is missing.
+select usage.doubt() is not null,
+       case when isfinite(s.sealed_until) then usage.hours_from(s.sealed_until) else '-infinity' end::text,
+       usage.hours_from(s.sealed_until)::text, least(s.hourly_since, s.frontier)::text
+  from usage.state s
+ where s.hourly_since > usage.hours_from(s.sealed_until)
+
+-- newest --
+-- From which hour on to fill: the newest ones with about N events, one at least; null: there is nothing to fill.
+select case when n.nth is null then %(from)s::timestamptz else least(usage.hour_of(n.newest), usage.hours_from(n.nth)) end::text
+  from (select greatest((select e.created_at from usage.event() e
+                          where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
+                          order by e.created_at desc limit 1),
                         (select l.created_at from usage.late_change l
-                          where l.created_at >= b.from_at and l.created_at < b.to_at order by l.created_at desc limit 1)) as newest,
-               (select usage.hours_from(e.created_at) from usage.event() e
-                 where e.created_at >= b.from_at and e.created_at < b.to_at
-                 order by e.created_at desc offset %(n)s limit 1) as nth_from
-          from (select case when isfinite(s.sealed_until) then usage.hours_from(s.sealed_until) else '-infinity' end as lowest,
-                       usage.doubt() is not null as in_doubt,
-                       usage.hours_from(s.sealed_until) as from_at, least(s.hourly_since, s.frontier) as to_at
-                  from usage.state s
-                 where s.hourly_since > usage.hours_from(s.sealed_until)) b) x) z
+                          where l.created_at >= %(from)s::timestamptz and l.created_at < %(to)s::timestamptz
+                          order by l.created_at desc limit 1)) as newest,
+               (select e.created_at from usage.event() e
+                 where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
+                 order by e.created_at desc offset %(n)s limit 1) as nth
+       offset 0) n
+ where n.newest is not null
 
 -- delete_range --
 -- Nobody has put any there.
