@@ -83,6 +83,10 @@ class Database:
             hourly.turn_on(self.own)
         return attached
 
+    def days_only(self) -> None:
+        """Turn the hourly rollup off, for a test of how days are cut without it."""
+        hourly.turn_off(self.own)
+
     def refresh(self, **changes: Any) -> refresh.RefreshResult:
         return refresh.refresh(self.own, self.settings.model_copy(update=changes))
 

@@ -570,7 +570,7 @@ _WITH_HOURS = "usage.with_hours(usage.window_parts, integer, timestamptz, timest
 MUTATIONS: dict[str, tuple[str, Mutation]] = {
     "late changes are not folded into hours": ("UTC", _block(refresh, "add_late", ", {hour}\n", ", null::timestamptz\n")),
     "the fill forgets late changes": ("UTC", _block(hourly, "collect", "case when e.late then -e.sign else e.sign end", "case when e.late then 0 else e.sign end")),
-    "the fill reads the tail": ("UTC", _block(hourly, "missing", "least(s.hourly_since, s.frontier) as to_at", "s.hourly_since as to_at")),
+    "the fill reads the tail": ("UTC", _block(hourly, "missing", "least(s.hourly_since, s.frontier)::text", "s.hourly_since::text")),
     "an hour that is cut counts whole": ("UTC", _function(_WITH_HOURS, ("if first <> from_at then", "if false then"))),
     "an hour at the end that is cut counts whole": ("UTC", _function(_WITH_HOURS, ("if last <> to_at then", "if false then"))),
     "late changes of hours do not count": ("UTC", _function(_PARTS, ("spans_from := array[p.hours_from[1]];", "spans_from := array[next_at];"))),
