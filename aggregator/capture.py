@@ -15,6 +15,7 @@ from typing import Any, LiteralString, TypeVar
 import psycopg
 from psycopg import errors, sql
 
+from aggregator import hourly
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, UsageError, never
@@ -299,6 +300,7 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
                     )
             connection.execute(SQL["set_detached"], {"discard": discard_sealed})
             delete_unsealed(connection)
+            hourly.delete_below(connection, None)
             connection.execute(SQL["delete_captured"])
             connection.execute(SQL["stub_functions"])
             _replace_functions(connection, SQL, {name: SQL[f"{name}_body"] for name in _OF_RANGES})

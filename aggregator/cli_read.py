@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from psycopg import IsolationLevel
 from rich.console import RenderableType
 
 from aggregator import db, read, render, terminal
@@ -34,6 +35,9 @@ def show(
     until: Until = None,
     collection: Collection = None,
     output: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+    time_zone: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="Days of this time zone instead of the reporting one.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of a table at most, 0 for all.")] = render.SHOWN_ROWS,
     watch: Annotated[
         float | None,
@@ -53,8 +57,13 @@ def show(
     with session(settings, "show") as connection:
 
         def look() -> tuple[read.Overview, render.Units]:
-            with db.transaction(connection, read_only=True):
+            with db.transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True):
                 found = read.usage_overview(connection, days=days, since=begin, until=end, collection_id=collection)
+                if time_zone is not None:
+                    daily = read.usage_daily(
+                        connection, time_zone=time_zone, days=days, since=begin, until=end, collection_id=collection
+                    )
+                    found = replace(found, daily=daily)
                 return found, {row[0]: row[2:] for row in connection.execute(read.SQL["metrics"]).fetchall()}
 
         if output is Format.table:

@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aggregator import capture, jobs, matviews, migrations
+from aggregator import capture, hourly, jobs, matviews, migrations
 from aggregator import refresh as refreshing
 from aggregator import scheduler as scheduling
 from aggregator.cli_base import DatabaseUrl, app, errors, say, session
+from aggregator.db import Connection
 from aggregator.errors import UsageError
-from aggregator.settings import load_settings
+from aggregator.settings import Settings, load_settings
 
 
 @app.command()
@@ -63,6 +64,10 @@ def attach(
         str | None,
         typer.Option(metavar="3d", help="Days that each refresh looks back on. [env: AGGREGATOR_LOOKBACK]"),
     ] = None,
+    with_hours: Annotated[
+        bool | None,
+        typer.Option("--hourly/--no-hourly", help="Keep an hourly rollup too, for dense sources; or no longer."),
+    ] = None,
 ) -> None:
     """Start capture on the source table. From here on every answer is exact.
 
@@ -74,11 +79,31 @@ def attach(
     )  # fmt: skip
     with session(settings, "attach") as connection:
         attached = capture.attach(connection, settings)
+        turned = None
+        if with_hours is not None:
+            turned = hourly.turn_on(connection) if with_hours else hourly.turn_off(connection)
+        filled = _fill_hours(connection, settings) if with_hours else None
     for warning in attached.warnings:
         say(f"warning: {warning}", "yellow")
     done = "attached" if attached.changed else "was attached already, nothing changed:"
     looks = "" if attached.lookback_days is None else f", looking back {attached.lookback_days} days, without triggers"
     say(f"{done} {attached.source} (titles: {attached.title_table or 'none'}, days of {attached.time_zone}{looks})")
+    if filled is None:
+        if turned is not None:
+            say("the hourly rollup was removed" if turned else "there was no hourly rollup")
+    elif filled.done:
+        say(f"the hourly rollup is on: {filled.events:,} events of the past filled in")
+    else:
+        say("the hourly rollup is on; trust is off, so its past is filled in by a later refresh", "yellow")
+
+
+def _fill_hours(connection: Connection, settings: Settings) -> hourly.Filled:
+    def report(filled: hourly.Filled) -> None:
+        say(f"{filled.events:,} events; hours from {filled.since} on")
+
+    filled = hourly.fill(connection, settings, progress=report)
+    hourly.analyze(connection)
+    return filled
 
 
 @app.command()

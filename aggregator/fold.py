@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel, errors, sql
@@ -30,6 +30,9 @@ _LOCK_TIMEOUT = 1.0
 
 FACTS = {"daily": "day", "daily_collection": "day", "monthly": "month", "monthly_collection": "month"}
 """The rollups that are kept by key number, each with its column of buckets; daily_total is the one other."""
+
+HOURLY_FACTS = {"hourly": "hour", "hourly_collection": "hour"}
+"""Those that are kept only while usage.state.hourly_since is set."""
 
 Range = tuple[str | None, str | None]
 """[start, end) as ISO text."""
@@ -65,6 +68,16 @@ class State:
     """Each refresh repairs so many days, for there are no triggers; None: there are."""
     distributed: bool
     """The source is a table that Citus distributes."""
+    hourly_since: str | None
+    """From this hour on the hourly rollup is kept; None: it is off."""
+
+    @property
+    def hour(self) -> dict[str, sql.Composable]:
+        """What ``{hour}`` and ``{by_hour}`` are in the statements that collect differences: the hour of an event ``e``."""
+        if self.hourly_since is None:
+            return {"hour": sql.SQL("null::timestamptz"), "by_hour": sql.SQL("")}
+        hour = sql.SQL(SQL["hour"]).format(since=sql.Literal(self.hourly_since))
+        return {"hour": hour, "by_hour": sql.SQL(", ") + hour}
 
 
 def read_state(connection: Connection) -> State:
@@ -168,46 +181,35 @@ def measured(connection: Connection, *, head_sign: int | None = None, head: Rang
     return sql.SQL(row[0].replace("%", "%%"))
 
 
-def apply_delta(connection: Connection, *, derive: bool, subtracts: bool = True) -> int:
+def apply_delta(connection: Connection, *, derive: bool, hourly: bool, subtracts: bool = True) -> int:
     """Add ``pg_temp.delta`` to the rollups, drop it, and return the events that were added, less those taken away.
 
-    ``derive``: work out months and totals from its days first. Not ``subtracts``: it has raw events only, a day's once.
+    ``derive``: work out all others from its days first. ``hourly``: the hourly ones too; then its days are split by hours.
+    Not ``subtracts``: it has raw events only, a day's once.
     """
     # Keys are costly to compare, and cheap to hash: never sort them, whatever the planner guesses of a table that has grown.
     connection.execute("set local enable_mergejoin = off")
     connection.execute("set local default_statistics_target = 10")
     _run(connection, "analyze", {"delta": "delta"})
+    rollups = FACTS | HOURLY_FACTS if hourly else FACTS
     if derive:
-        _number_keys(connection, "daily")
-        if subtracts:  # there may be several reasons
+        number_keys(connection, "daily", hours=hourly)
+        if hourly:
+            of_hours = " where x.hour is not null"
+            derive_fact(connection, "daily_delta", "hourly", "x.hour", "x.key_id", of_hours)
+            derive_fact(connection, "daily_delta", "hourly_collection", "x.hour", "x.collection_key", of_hours)
+        if subtracts or hourly:  # there may be several reasons, or hours
             connection.execute(SQL["merge_daily"])
-        # The coarser rollup, the finer one that it is derived from, and how.
-        for coarser, finer, bucket, key in (
-            ("daily_collection", "daily", "x.bucket", "x.collection_key"),
-            ("monthly", "daily", "usage.month_of(x.bucket)", "x.key_id"),
-            ("monthly_collection", "daily_collection", "usage.month_of(x.bucket)", "x.key_id"),
-        ):
-            connection.execute(
-                sql.SQL(SQL["derive"]).format(
-                    delta=sql.Identifier(f"{finer}_delta"),
-                    coarser=sql.Identifier(f"{coarser}_delta"),
-                    bucket=sql.SQL(bucket),
-                    key=sql.SQL(key),
-                )
-            )
+        derive_fact(connection, "daily_delta", "daily_collection", "x.bucket", "x.collection_key")
+        derive_fact(connection, "daily_delta", "monthly", "usage.month_of(x.bucket)", "x.key_id")
+        derive_fact(connection, "daily_collection_delta", "monthly_collection", "usage.month_of(x.bucket)", "x.key_id")
         connection.execute(SQL["derive_total"])
     else:
-        for rollup in FACTS:
-            _number_keys(connection, rollup)
+        for rollup in rollups:
+            number_keys(connection, rollup)
         connection.execute(SQL["total_delta"])
-    for rollup, bucket in FACTS.items():
-        names = {"fact": f"{rollup}_fact", "bucket": bucket, "delta": f"{rollup}_delta"}
-        new = _run(connection, "new_buckets", names).fetchone()
-        assert new is not None
-        for block in ("append", "add"):
-            _run(connection, block, names, {"new": new[0]})
-        if subtracts:
-            _run(connection, "sweep", names)
+    for rollup in rollups:
+        add_fact(connection, rollup, f"{rollup}_delta", subtracted=subtracts)
     connection.execute(SQL["add_total"])
     if subtracts:
         connection.execute(SQL["sweep_total"])
@@ -218,13 +220,55 @@ def apply_delta(connection: Connection, *, derive: bool, subtracts: bool = True)
     return int(row[0])
 
 
-def _number_keys(connection: Connection, rollup: str) -> None:
-    """Make ``pg_temp.<rollup>_delta`` of one rollup's differences, with the numbers of their keys; number new ones."""
+def number_keys(connection: Connection, rollup: str, *, hours: bool = False) -> None:
+    """Make ``pg_temp.<rollup>_delta`` of one rollup's differences, with the numbers of their keys; number new ones.
+
+    ``hours``: with the hour of each, too.
+    """
     delta = f"{rollup}_delta"
-    connection.execute(sql.SQL(SQL["key_delta"]).format(delta=sql.Identifier(delta), rollup=sql.Literal(rollup)))
+    connection.execute(
+        sql.SQL(SQL["key_delta"]).format(
+            delta=sql.Identifier(delta),
+            rollup=sql.Literal(rollup),
+            bucket=sql.Identifier("hour" if rollup in HOURLY_FACTS else "bucket"),
+            hour=sql.SQL(", x.hour" if hours else ""),
+        )
+    )
     if _run(connection, "any_new_key", {"delta": delta}).fetchone() == (True,):
         for block in ("analyze", "add_collection_keys", "add_keys", "number_new_keys"):
             _run(connection, block, {"delta": delta})
+
+
+def add_fact(connection: Connection, rollup: str, delta: str, *, subtracted: bool) -> None:
+    """Add the differences in a temporary table to one rollup; ``subtracted``: remove the rows that became nothing."""
+    hourly = rollup in HOURLY_FACTS
+    names = {"fact": f"{rollup}_fact", "bucket": HOURLY_FACTS[rollup] if hourly else FACTS[rollup], "delta": delta}
+    new = _run(connection, "new_buckets", names).fetchone()
+    assert new is not None
+    for block in ("append", "add"):
+        _run(connection, block, {**names, "type": "timestamptz" if hourly else "date"}, {"new": new[0]})
+    if subtracted:
+        _run(connection, "sweep", names)
+
+
+def derive_fact(
+    connection: Connection,
+    delta: str,
+    rollup: str,
+    bucket: LiteralString,
+    key: LiteralString,
+    where: LiteralString = "",
+) -> None:
+    """Make ``pg_temp.<rollup>_delta`` of another rollup's differences."""
+    connection.execute(
+        sql.SQL(SQL["derive"]).format(
+            delta=sql.Identifier(delta),
+            coarser=sql.Identifier(f"{rollup}_delta"),
+            bucket=sql.SQL(bucket),
+            key=sql.SQL(key),
+            where=sql.SQL(where),
+        )
+    )
 
 
 def _run(

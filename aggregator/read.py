@@ -147,6 +147,33 @@ def usage_overview(
     return _overview(rows)
 
 
+def usage_daily(
+    connection: psycopg.Connection[Any],
+    *,
+    time_zone: str,
+    days: int = 30,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    collection_id: UUID | str | None = None,
+) -> tuple[DailyUsage, ...]:
+    """Return the usage of a window by days of any time zone and resource type, newest first; exact.
+
+    The window is that of ``usage_overview``. One statement in one snapshot, in the caller's transaction. Fast where the
+    hourly rollup is on, else read from raw events. Raises UsageError as ``usage_overview``, for a time zone that the
+    server does not know, and where sealed days would have to be read raw.
+    """
+    parameters = bound_parameters(days=days, since=since, until=until, collection_id=collection_id)
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        try:
+            rows = cursor.execute(SQL["daily"], {**parameters, "zone": time_zone}).fetchall()
+        except psycopg.errors.InvalidParameterValue as exc:
+            raise UsageError(exc.diag.message_primary or str(exc)) from exc
+    return tuple(
+        DailyUsage(local_day(day), starts_at, resource_type, event_count, float(total))
+        for day, starts_at, resource_type, event_count, total in rows
+    )
+
+
 def bound_parameters(
     *, days: int, since: datetime | None, until: datetime | None, collection_id: UUID | str | None
 ) -> dict[str, object]:

@@ -91,8 +91,8 @@ def _lower_row(connection: Connection, source: str) -> int:
         connection.execute(fold.SQL["create_delta"])
         beyond_it = (target, state.frontier)
         measured = fold.measured(connection, head_sign=-1, head=beyond_it, late=beyond_it)
-        connection.execute(sql.SQL(SQL["take_out"]).format(measured=measured), {"zone": state.time_zone})
-        taken_out = -fold.apply_delta(connection, derive=True)
+        connection.execute(sql.SQL(SQL["take_out"]).format(measured=measured, **state.hour), {"zone": state.time_zone})
+        taken_out = -fold.apply_delta(connection, derive=True, hourly=state.hourly_since is not None)
         connection.execute(SQL["drop_tail_changes"], {"from": target})
         connection.execute(SQL["set_frontier"], {"frontier": target})
         return taken_out

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from aggregator import capture, fold, frontier, lookback, verify
+from aggregator import capture, fold, frontier, hourly, lookback, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
 from aggregator.errors import AggregatorError, Stopped, never
@@ -36,6 +36,9 @@ _OURS = (_SEQUENCE_BEHIND, _REWRITTEN)
 MENDABLE = ": run aggregator refresh"
 """How a doubt ends that a refresh mends: of partitions that brought events along, lost some, or came and went; a TRUNCATE; a
 sequence left behind."""
+
+_FILL_SECONDS = 30.0
+"""For which a refresh fills the past of the hourly rollup at most; the next one goes on."""
 
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
@@ -136,6 +139,8 @@ def refresh(
             target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
             notes = [] if run.waited_for else _mend(connection, settings, run, check)
         notes += _fold_up_to(connection, settings, run, source, target, progress, check)
+        # Part by part, so that the frontier does not wait for it.
+        hourly.fill(connection, settings, seconds=_FILL_SECONDS, check=check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
@@ -368,11 +373,12 @@ def _fold(
 ) -> tuple[int, int, bool]:
     """Fold late changes and the raw events of one step; return how many of each, and whether there is more."""
     upper, more_raw = state.frontier, False
+    with_hours = state.hourly_since is not None
     if target is not None and _scalar(connection, "is_before", frontier=state.frontier, target=target):
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
         upper, more_raw = _step_end(connection, settings, state, target)
-    days = [] if state.distributed else _days(connection, state.frontier, upper, state.time_zone)
+    days = [] if state.distributed else _days(connection, state, upper)
     if workers is None or len(days) == 1:
         _create_delta(connection, days)
         days = []
@@ -390,11 +396,11 @@ def _fold(
     if upper != state.frontier:
         late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
         connection.execute(SQL["set_frontier"], {"frontier": upper})
-    events = fold.apply_delta(connection, derive=True, subtracts=claimed > 0) - of_late
+    events = fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=claimed > 0) - of_late
     if workers is not None and days:
         connection.execute(fold.SQL["create_delta"])
         for _ in workers.add_up(connection, state.source, days):
-            events += fold.apply_delta(connection, derive=True, subtracts=False)
+            events += fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=False)
             connection.execute(fold.SQL["create_delta"])
     return events, late, more_late or more_raw
 
@@ -402,6 +408,7 @@ def _fold(
 def _start_anew(connection: Connection) -> int:
     """Clear the unsealed rollups and put the frontier at the seal: the source, or a part of it, was truncated."""
     capture.delete_unsealed(connection)
+    hourly.start_anew(connection)
     dropped = connection.execute(SQL["drop_unsealed_late"]).rowcount
     connection.execute(SQL["drop_markers"])
     connection.execute(SQL["frontier_to_seal"])
@@ -428,7 +435,8 @@ def _claim_late(connection: Connection, settings: Settings, state: fold.State) -
     for sign, reason in ((1, "late"), (-1, "deleted")):
         measured = fold.measured(connection, late=("-infinity", limit), late_sign=sign)
         connection.execute(
-            sql.SQL(SQL["add_late"]).format(measured=measured), {"zone": state.time_zone, "reason": reason}
+            sql.SQL(SQL["add_late"]).format(measured=measured, **state.hour),
+            {"zone": state.time_zone, "reason": reason},
         )
     return connection.execute(SQL["drop_claimed"], {"limit": limit}).rowcount, limit != state.frontier
 
@@ -454,16 +462,19 @@ def _step_end(connection: Connection, settings: Settings, state: fold.State, tar
     return (row[0], True) if row is not None else (target, False)
 
 
-def _days(connection: Connection, lower: str, upper: str, zone: str) -> list[sql.Composed]:
-    """Return a query for each local day in [lower, upper) that has raw events: its sums by key, as rows of the delta."""
+def _days(connection: Connection, state: fold.State, upper: str) -> list[sql.Composed]:
+    """Return a query for each local day from the frontier to ``upper`` that has raw events: its sums, as rows of the delta."""
     days: list[sql.Composed] = []
+    lower = state.frontier
     while lower != upper:
-        row = connection.execute(SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": zone}).fetchone()
+        row = connection.execute(
+            SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": state.time_zone}
+        ).fetchone()
         if row is None:
             break
         day, end = row
         measured = fold.measured(connection, tail=(lower, end))
-        days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured))
+        days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured, **state.hour))
         lower = end
     return days
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from aggregator import fold, refresh, verify
+from aggregator import fold, hourly, refresh, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, UsageError
@@ -70,11 +70,14 @@ def seal_in_snapshot(connection: Connection, state: fold.State, day: str) -> Non
     instant = row[0]
     connection.execute(fold.SQL["create_delta"])
     measured = fold.measured(connection, late=("-infinity", instant))
-    connection.execute(sql.SQL(SQL["add_late"]).format(measured=measured), {"zone": state.time_zone})
+    connection.execute(sql.SQL(SQL["add_late"]).format(measured=measured, **state.hour), {"zone": state.time_zone})
     connection.execute(fold.SQL["restate"], {"run": None, "below": None})
-    fold.apply_delta(connection, derive=True)
+    fold.apply_delta(connection, derive=True, hourly=state.hourly_since is not None)
     connection.execute(SQL["drop_late"], {"seal": instant})
-    connection.execute(SQL["set_sealed"], {"seal": instant})
+    row = connection.execute(SQL["set_sealed"], {"seal": instant}).fetchone()
+    assert row is not None
+    if row[0] != state.hourly_since:
+        hourly.delete_below(connection, row[0])
 
 
 def set_sequence(connection: Connection) -> None:

@@ -26,6 +26,12 @@ _SPARSE_SHARE = 0.5
 _NEWEST_KEYS = 20_000
 """Keys that are looked at to tell which column makes them many."""
 
+_SAMPLED_HOURS, _SAMPLED_EVENTS = 3, 15_000
+"""Hours of the last 30 days that are looked at, and events of each at most."""
+
+_DENSE_DAY, _COMPRESSION = 100_000, 3.0
+"""From where on an hourly rollup pays: events of a day, and events that become one row of it."""
+
 _LOCK_TIMEOUT = 2.0
 """Seconds: partitions are looked up under the host's locks on them."""
 
@@ -79,6 +85,14 @@ class Status:
     rejected_share: float
     """Of the events of the last 30 days."""
     rollup_size: str
+    hourly_since: str | None
+    """The hourly rollup is complete from this hour on (``-infinity``: all); None: it is off."""
+    events_per_day: int | None
+    """Of the last 30 days; None: the hourly rollup is on, or there were none."""
+    hour_compression: float | None
+    """Events that would be one row of an hourly rollup, in a sample; None likewise."""
+    hour_compression_is_minimum: bool
+    """More, if the sample had been larger."""
     doubt: str | None
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
@@ -88,6 +102,21 @@ class Status:
     def healthy(self) -> bool:
         """Whether nothing needs anybody."""
         return not self.problems
+
+    @property
+    def hourly_would_pay(self) -> bool:
+        """Whether the source is so dense that an hourly rollup would make windows to the second faster."""
+        dense = self.events_per_day is not None and self.events_per_day >= _DENSE_DAY
+        return dense and self.hour_compression is not None and self.hour_compression >= _COMPRESSION
+
+    def _hourly(self) -> str:
+        if self.hourly_since is not None:
+            return "on" if self.hourly_since == "-infinity" else f"on, from {self.hourly_since} on"
+        if self.events_per_day is None or self.hour_compression is None:
+            return "off"
+        least = "at least " if self.hour_compression_is_minimum else ""
+        found = f"off; {self.events_per_day:,} events a day, {least}{self.hour_compression:.1f} to a row of an hour"
+        return f"{found}: aggregator attach --hourly would pay" if self.hourly_would_pay else found
 
     def lines(self) -> list[tuple[str, str]]:
         """Return labels and values for people."""
@@ -113,6 +142,7 @@ class Status:
             ("at work", "; ".join(self.at_work) or "nobody"),
             ("blocked by", "; ".join(self.blocked_by) or "nobody"),
             ("rollups", f"{self.daily_rows:,} daily rows, {self.rollup_size} in all"),
+            ("hourly rollup", self._hourly()),
             ("rejected values", f"{self.rejected_values:,} ({self.rejected_share:.2%} of the last 30 days)"),
         ]
 
@@ -145,7 +175,10 @@ def read_status(connection: Connection, settings: Settings) -> Status:
         at_work = connection.execute(SQL["at_work"]).fetchall()
         writers = frontier.open_writers(connection, settings.wait_timeout)
         sparse = _sparse(connection)
+        sample = connection.execute(SQL["hourly"], {"hours": _SAMPLED_HOURS, "events": _SAMPLED_EVENTS}).fetchone()
     assert row is not None
+    assert sample is not None
+    hourly_since, events_per_day, sampled, hour_rows, whole = sample
     (source, mode, lookback_days, titles, zone, frontier_at, sealed, lag, lag_seconds, doubt, tail, pending, refreshed, refreshed_seconds, verified,
      verified_seconds, last_run, nightly, error, views, daily_rows, rejected, share, size) = row  # fmt: skip
     return Status(
@@ -174,6 +207,10 @@ def read_status(connection: Connection, settings: Settings) -> Status:
         rejected_values=rejected or 0,
         rejected_share=share,
         rollup_size=size,
+        hourly_since=hourly_since,
+        events_per_day=events_per_day,
+        hour_compression=sampled / hour_rows if hour_rows else None,
+        hour_compression_is_minimum=whole is False,
         doubt=doubt,
         problems=tuple(Problem(*problem) for problem in problems),
         notes=() if sparse is None else (sparse,),

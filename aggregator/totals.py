@@ -98,7 +98,9 @@ def usage_totals(
         if key not in KEYS:
             raise UsageError(f"by: there is no key {key!r}; there are {', '.join(KEYS)}")
     if grain == "hour":
-        raise UsageError("grain: there is no hourly rollup; use day, week, month or none")
+        raise UsageError(
+            "grain: sums are by day, week, month or none; hours are in usage.hourly, if aggregator attach --hourly was run"
+        )
     if grain not in GRAINS:
         raise UsageError(f"grain: there is no {grain!r}; there are day, week, month and none")
     parameters = {

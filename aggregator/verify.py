@@ -62,9 +62,11 @@ def parse_day(text: str, option: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """What has to be added to one rollup row to make it right. ``bucket`` is an ISO day, or ``±infinity``."""
+    """What has to be added to one rollup row to make it right. ``bucket`` is an ISO day or ``±infinity``, or an instant: an hour's."""
 
-    rollup: Literal["daily", "monthly", "daily_collection", "monthly_collection", "daily_total"]
+    rollup: Literal[
+        "daily", "monthly", "daily_collection", "monthly_collection", "daily_total", "hourly", "hourly_collection"
+    ]
     bucket: str
     collection_id: str | None
     resource_type: str | None
@@ -273,17 +275,26 @@ def _verify_chunk(
         row = connection.execute(SQL["bounds"], days).fetchone()
         assert row is not None
         connection.execute(fold.SQL["create_delta"])
+        start, end, hour_from, hour_to, *whole_hours = row
         if state.distributed:
             expected: sql.Composable = sql.SQL(SQL["expected_distributed"])
         else:
-            compared = (row[0], row[1])
+            compared = (whole_hours[0], whole_hours[1])
             measured = fold.measured(connection, tail=compared, late=compared)
-            expected = sql.SQL(SQL["expected"]).format(measured=measured)
+            expected = sql.SQL(SQL["expected"]).format(measured=measured, hour=state.hour["hour"])
+        differences = sql.SQL(SQL["differences"]).format(
+            hours=sql.SQL("" if hour_from is None else SQL["hour_differences"])
+        )
         connection.execute(
-            sql.SQL("insert into pg_temp.delta with expected as materialized ({}){}").format(
-                expected, sql.SQL(SQL["differences"])
-            ),
-            {**days, "start": row[0], "end": row[1], "reason": reason or _restatement_reason(state)},
+            sql.SQL("insert into pg_temp.delta with expected as materialized ({}){}").format(expected, differences),
+            {
+                **days,
+                "start": start,
+                "end": end,
+                "hour_from": hour_from,
+                "hour_to": hour_to,
+                "reason": reason or _restatement_reason(state),
+            },
         )
         count_row = connection.execute(SQL["count_differences"]).fetchone()
         assert count_row is not None
@@ -296,9 +307,9 @@ def _verify_chunk(
             ]
             if repair:
                 connection.execute(fold.SQL["restate"], {"run": None, "below": None})
-                fold.apply_delta(connection, derive=False)
+                fold.apply_delta(connection, derive=False, hourly=state.hourly_since is not None)
         if repair:
-            connection.execute(SQL["forget_leaves"], {"start": row[0], "end": row[1]})
+            connection.execute(SQL["forget_leaves"], {"start": start, "end": end})
         if run is not None:
             connection.execute(SQL["repaired_until"], {"to": day_to, "run": run})
         connection.execute(SQL["record"], {**days, "differences": count, "repaired": repair})

@@ -58,6 +58,7 @@ begin
     -- rejected_event, late_change: they hold raw rows. The functions below the read functions are what the views call.
     grant select on
         usage.daily, usage.daily_collection, usage.daily_total, usage.monthly, usage.monthly_collection, usage.metric,
+        usage.hourly, usage.hourly_collection,
         usage.metric_history, usage.metric_definition, usage.state, usage.daily_live, usage.monthly_live, usage.freshness, usage.trailing,
         usage.monthly_ranking, usage.view_refresh, usage.health_limit, usage.alembic_version
         to usage_reader;
@@ -65,6 +66,7 @@ begin
         usage.by_collection(timestamptz, timestamptz, uuid),
         usage.ai_drilldown(timestamptz, timestamptz, uuid),
         usage.daily_series(timestamptz, timestamptz, uuid),
+        usage.daily_series(timestamptz, timestamptz, uuid, text),
         usage.overview(timestamptz, timestamptz, uuid),
         usage.overview(numeric, uuid),
         usage.receipt(timestamptz, timestamptz, uuid),
@@ -81,6 +83,7 @@ begin
     -- Refreshing, verifying, scheduling.
     grant select, insert, update, delete on
         usage.daily_fact, usage.daily_collection_fact, usage.daily_total, usage.monthly_fact, usage.monthly_collection_fact,
+        usage.hourly_fact, usage.hourly_collection_fact,
         usage.late_change, usage.truncate_marker, usage.refresh_run, usage.verification, usage.restatement
         to usage_refresher;
     grant select, insert on usage.key to usage_refresher;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import IsolationLevel
 
-from aggregator import capture, refresh, verify
+from aggregator import capture, hourly, refresh, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, connect
 from aggregator.settings import Settings
@@ -33,6 +34,10 @@ SCHEMA = ";\n".join(
 
 COLLECTIONS = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 8)]
 """The last two have no title."""
+
+
+HOURLY = os.environ.get("AGGREGATOR_TEST_HOURLY", "") not in {"", "0"}
+"""Whether every test that attaches a source turns the hourly rollup on."""
 
 
 class Mismatch(AssertionError):  # noqa: N818 -- it is what a comparison says
@@ -72,8 +77,15 @@ class Database:
     def scalar(self, query: str, parameters: Any = None) -> Any:
         return self.execute(query, parameters)[0][0]
 
-    def attach(self) -> capture.Attached:
-        return capture.attach(self.own, self.settings)
+    def attach(self, **options: Any) -> capture.Attached:
+        attached = capture.attach(self.own, self.settings)
+        if options.get("hourly", HOURLY):
+            hourly.turn_on(self.own)
+        return attached
+
+    def days_only(self) -> None:
+        """Turn the hourly rollup off, for a test of how days are cut without it."""
+        hourly.turn_off(self.own)
 
     def refresh(self, **changes: Any) -> refresh.RefreshResult:
         return refresh.refresh(self.own, self.settings.model_copy(update=changes))
@@ -90,10 +102,10 @@ class Database:
             (None if collection is None else COLLECTIONS[collection], resource_type, detail, created_at),
         )
 
-    def compare(self, windows: Any = None) -> None:
+    def compare(self, windows: Any = None, *, live: bool = True) -> None:
         """Raise Mismatch unless every answer equals the oracle's, in one snapshot."""
         with snapshot(self.connection):
-            compare(self.connection, self.zone, windows, source=self.source, titles=self.titles)
+            compare(self.connection, self.zone, windows, source=self.source, titles=self.titles, live=live)
 
 
 @contextmanager
@@ -181,6 +193,25 @@ def compare(
             ).fetchall()
             if sorted(map(repr, map(_plain, expected))) != sorted(map(repr, map(_plain, found))):
                 raise Mismatch(f"{view}: missing {_some(expected, found)}; extra {_some(found, expected)}")
+
+
+def compare_days(
+    connection: psycopg.Connection[Any], zone: str, windows: Any, *, source: str = "public.resource_usage_log"
+) -> None:
+    """Compare the daily series by days of a time zone, whatever the reporting one is, in the caller's snapshot."""
+    query = ORACLE["daily"].replace("{source}", source)
+    for since, until, collection in windows:
+        parameters = {"since": _instant(connection, since), "until": until and _instant(connection, until),
+                      "collection": collection, "zone": zone}  # fmt: skip
+        expected = connection.execute(query.encode(), parameters).fetchall()
+        found = connection.execute(
+            b"select day::text, resource_type, event_count, total_value from usage.daily_series("
+            b"%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid, %(zone)s::text)", parameters,
+        ).fetchall()  # fmt: skip
+        if expected != found:
+            raise Mismatch(
+                f"days of {zone}, {parameters}: missing {_some(expected, found)}; extra {_some(found, expected)}"
+            )
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -326,7 +326,8 @@ update usage.state
    set source = null, source_oid = null, title_source = null, fingerprint = null, capture_mode = null, lookback_days = null, distributed = false, attached_at = null,
        sealed_until = case when %(discard)s then '-infinity' else sealed_until end,
        frontier = case when %(discard)s then '-infinity' else sealed_until end,
-       trusted = true, distrust_reason = null, zone_valid_from = '-infinity', repair_day = null, version = version + 1
+       trusted = true, distrust_reason = null, zone_valid_from = '-infinity', repair_day = null, version = version + 1,
+       hourly_since = null
 
 -- delete_captured --
 with late as (delete from usage.late_change)

@@ -19,7 +19,8 @@ select s.source, s.frontier, s.sealed_until, s.trusted, s.distrust_reason, s.tim
        exists (select from usage.truncate_marker) as truncated,
        usage.local_day(s.frontier, s.time_zone) as frontier_day,
        usage.local_day(s.sealed_until, s.time_zone) as sealed_day,
-       s.lookback_days, s.distributed
+       s.lookback_days, s.distributed,
+       s.hourly_since
   from usage.state s
 
 -- lock_state --
@@ -52,10 +53,11 @@ select usage.measured_sql(%(head_sign)s, %(head_from)s::timestamptz, %(head_to)s
 update usage.state set version = version + 1 where exists (select from pg_temp.delta)
 
 -- create_delta --
--- Differences that this transaction adds to the rollups. reason: null for raw events at the tail.
+-- Differences that this transaction adds to the rollups. reason: null for raw events at the tail. hour: null where no
+-- hour is kept.
 create temporary table delta (
     rollup text, bucket date, collection_id uuid, resource_type text collate "C", job_type text collate "C", model_level text collate "C",
-    event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint, reason text
+    event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint, reason text, hour timestamptz
 ) on commit drop
 
 -- create_delta_of --
@@ -65,18 +67,22 @@ create temporary table delta on commit drop as {rows}
 -- drop_delta --
 -- A transaction may fold several times.
 drop table if exists pg_temp.delta, pg_temp.daily_delta, pg_temp.daily_reasons, pg_temp.daily_collection_delta, pg_temp.monthly_delta,
-    pg_temp.monthly_collection_delta, pg_temp.daily_total_delta
+    pg_temp.monthly_collection_delta, pg_temp.daily_total_delta, pg_temp.hourly_delta, pg_temp.hourly_collection_delta
 
 -- analyze --
 -- A temporary table has no statistics: the planner takes a million differences for a thousand, and looks up their keys one
 -- by one, or sorts keys, which are costly to compare, rather than to hash them. A small sample will do.
 analyze pg_temp.{delta}
 
+-- hour --
+-- The hour that an event counts in; null: it lies below what the hourly rollup has.
+case when e.created_at >= {since}::timestamptz then usage.hour_of(e.created_at) end
+
 -- key_delta --
 -- The differences of one rollup by the numbers of their keys; null: a key that is new (of a value of several columns IS
 -- NULL says something else).
 create temporary table {delta} on commit drop as
-select x.bucket, k.id as key_id, k.collection_key, x.event_count, x.total_value, x.secondary_value, x.rejected_count,
+select x.{bucket} as bucket, k.id as key_id, k.collection_key{hour}, x.event_count, x.total_value, x.secondary_value, x.rejected_count,
        case when k.id is null then row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns end as new_key
   from pg_temp.delta x
   left join usage.key k on row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns
@@ -113,7 +119,7 @@ update pg_temp.{delta} x
    and row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns = x.new_key
 
 -- merge_daily --
--- Of several reasons: a row may appear once only.
+-- Of several reasons, or hours: a row may appear once only.
 alter table pg_temp.daily_delta rename to daily_reasons;
 create temporary table daily_delta on commit drop as
 select x.bucket, x.key_id, x.collection_key, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
@@ -122,11 +128,11 @@ select x.bucket, x.key_id, x.collection_key, sum(x.event_count)::bigint as event
  group by 1, 2, 3
 
 -- derive --
--- What the differences of one rollup mean for a coarser one.
+-- What the differences of one rollup mean for another one.
 create temporary table {coarser} on commit drop as
 select {bucket} as bucket, {key} as key_id, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
        sum(x.secondary_value) as secondary_value, sum(x.rejected_count)::bigint as rejected_count
-  from pg_temp.{delta} x
+  from pg_temp.{delta} x{where}
  group by 1, 2
 
 -- derive_total --
@@ -145,7 +151,7 @@ select x.bucket, x.resource_type, x.event_count, x.total_value, x.secondary_valu
  where x.rollup = 'daily_total'
 
 -- new_buckets --
--- Days or months that have no rows yet.
+-- Days, months or hours that have no rows yet.
 select coalesce(array_agg(x.bucket::text), '{{}}')
   from (select distinct d.bucket from pg_temp.{delta} d) x
  where not exists (select from usage.{fact} f where f.{bucket} = x.bucket)
@@ -155,7 +161,7 @@ select coalesce(array_agg(x.bucket::text), '{{}}')
 insert into usage.{fact} ({bucket}, key_id, event_count, total_value, secondary_value, rejected_count)
 select x.bucket, x.key_id, x.event_count, x.total_value, x.secondary_value, x.rejected_count
   from pg_temp.{delta} x
- where x.bucket = any(%(new)s::date[])
+ where x.bucket = any(%(new)s::{type}[])
  order by x.bucket, x.key_id
 
 -- add --
@@ -163,7 +169,7 @@ select x.bucket, x.key_id, x.event_count, x.total_value, x.secondary_value, x.re
 insert into usage.{fact} as f ({bucket}, key_id, event_count, total_value, secondary_value, rejected_count)
 select x.bucket, x.key_id, x.event_count, x.total_value, x.secondary_value, x.rejected_count
   from pg_temp.{delta} x
- where x.bucket <> all(%(new)s::date[])
+ where x.bucket <> all(%(new)s::{type}[])
     on conflict ({bucket}, key_id) do update
    set event_count = f.event_count + excluded.event_count,
        total_value = f.total_value + excluded.total_value,
@@ -206,7 +212,8 @@ insert into usage.restatement
        (run_id, rollup, bucket, collection_id, resource_type, job_type, model_level,
         event_count, total_value, secondary_value, rejected_count, reason)
 select %(run)s::bigint, x.rollup, x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level,
-       x.event_count, x.total_value, x.secondary_value, x.rejected_count, x.reason
+       sum(x.event_count), sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count), x.reason
   from pg_temp.delta x
  where x.reason is not null
    and (%(below)s::date is null or x.bucket < %(below)s::date)
+ group by x.rollup, x.bucket, x.collection_id, x.resource_type, x.job_type, x.model_level, x.reason

@@ -20,6 +20,19 @@ select r.section,
            %(until)s::pg_catalog.timestamptz, %(collection)s::pg_catalog.uuid) r
  order by r.section, r.ordinal
 
+-- daily --
+-- As overview, by days of a time zone.
+select case when pg_catalog.isfinite(r.day) then pg_catalog.to_char(r.day::pg_catalog.timestamp, 'YYYY-MM-DD')
+            else r.day::pg_catalog.text end,
+       usage.instant_text(r.starts_at), r.resource_type, r.event_count, r.total_value::pg_catalog.text
+  from usage.daily_series(
+           coalesce(%(since)s::pg_catalog.timestamptz,
+                    usage.window_start(%(days)s::pg_catalog.numeric, (select s.time_zone from usage.state s),
+                                       coalesce(%(until)s::pg_catalog.timestamptz, pg_catalog.now()))),
+           %(until)s::pg_catalog.timestamptz, %(collection)s::pg_catalog.uuid, %(zone)s::pg_catalog.text)
+       with ordinality r (day, starts_at, resource_type, event_count, total_value, ordinal)
+ order by r.ordinal
+
 -- totals --
 -- As overview: a row at least, for what is said of the read. True: there is a group in it.
 select (extract(epoch from p.as_of) operator(pg_catalog.*) 1000000)::pg_catalog.int8,

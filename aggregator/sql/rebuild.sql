@@ -13,9 +13,9 @@ select usage.fingerprint_doubt() is not null
 insert into pg_temp.delta
 select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(e.sign), coalesce(sum(usage.signed(e.sign, e.value)), 0), coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
-       coalesce(sum(e.sign) filter (where e.rejected), 0), 'repaired'
+       coalesce(sum(e.sign) filter (where e.rejected), 0), 'repaired', {hour}
   from {measured} e
- group by 2, 3, 4, 5, 6
+ group by 2, 3, 4, 5, 6{by_hour}
 
 -- set_frontier --
 update usage.state set frontier = %(frontier)s::timestamptz

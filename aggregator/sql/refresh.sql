@@ -124,17 +124,17 @@ select coalesce(
 -- One day at a time: a small hash table stays in the processor's cache, and the rollup's rows come in order of days.
 select 'daily' as rollup, {day}::date as bucket, e.collection_id, e.resource_type, e.job_type, e.model_level,
        count(*) as event_count, coalesce(sum(e.value), 0) as total_value, coalesce(sum(e.secondary), 0) as secondary_value,
-       count(*) filter (where e.rejected) as rejected_count, null::text as reason
+       count(*) filter (where e.rejected) as rejected_count, null::text as reason, {hour} as hour
   from {measured} e
- group by e.collection_id, e.resource_type, e.job_type, e.model_level
+ group by e.collection_id, e.resource_type, e.job_type, e.model_level{by_hour}
 
 -- add_late --
 insert into pg_temp.delta
 select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(e.sign), coalesce(sum(usage.signed(e.sign, e.value)), 0), coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
-       coalesce(sum(e.sign) filter (where e.rejected), 0), %(reason)s
+       coalesce(sum(e.sign) filter (where e.rejected), 0), %(reason)s, {hour}
   from {measured} e
- group by 2, 3, 4, 5, 6
+ group by 2, 3, 4, 5, 6{by_hour}
 
 -- drop_claimed --
 delete from usage.late_change l where l.created_at < %(limit)s::timestamptz

@@ -19,15 +19,20 @@ select coalesce(sum(t.event_count), 0)::bigint, count(distinct t.day), min(t.day
 insert into pg_temp.delta
 select 'daily', usage.local_day(e.created_at, %(zone)s), e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(e.sign), coalesce(sum(usage.signed(e.sign, e.value)), 0), coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
-       coalesce(sum(e.sign) filter (where e.rejected), 0), case when e.sign > 0 then 'late' else 'deleted' end
+       coalesce(sum(e.sign) filter (where e.rejected), 0), case when e.sign > 0 then 'late' else 'deleted' end, {hour}
   from {measured} e
- group by e.sign, 2, 3, 4, 5, 6
+ group by e.sign, 2, 3, 4, 5, 6{by_hour}
 
 -- drop_late --
 delete from usage.late_change l where l.created_at < %(seal)s::timestamptz
 
 -- set_sealed --
-update usage.state set sealed_until = %(seal)s::timestamptz, version = version + 1
+-- The hourly rollup ends where a seal cuts an hour: of the part below it nothing could be told any more.
+update usage.state
+   set sealed_until = %(seal)s::timestamptz, version = version + 1,
+       hourly_since = case when hourly_since is null or usage.hour_of(%(seal)s::timestamptz) = %(seal)s::timestamptz then hourly_since
+                           else greatest(hourly_since, usage.hours_from(%(seal)s::timestamptz)) end
+returning hourly_since
 
 -- cut --
 -- The first day that is kept of the last N, and its first instant; whether events lie below it, and the oldest event;

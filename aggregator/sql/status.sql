@@ -19,7 +19,8 @@ select s.source, s.capture_mode, s.lookback_days, s.title_source, s.time_zone, s
                   where t.day between usage.local_day(now(), s.time_zone) - 30 and usage.local_day(now(), s.time_zone)), 0)::float8,
        pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
                          from unnest(array['usage.daily_fact', 'usage.daily_collection_fact', 'usage.daily_total',
-                                           'usage.monthly_fact', 'usage.monthly_collection_fact', 'usage.key']) r))
+                                           'usage.monthly_fact', 'usage.monthly_collection_fact',
+                                           'usage.hourly_fact', 'usage.hourly_collection_fact', 'usage.key']) r))
   from usage.state s, usage.freshness f
 
 -- recent_events --
@@ -42,6 +43,12 @@ select k.resource_type, count(*), count(distinct k.collection_id), count(distinc
  group by k.resource_type
  order by 2 desc, 1
  limit 1
+
+-- hourly --
+-- A sample only where the rollup is off.
+select s.hourly_since::text, g.events_per_day, g.events, g.rows, g.whole
+  from usage.state s
+  left join lateral usage.hourly_gain(case when s.hourly_since is null then %(hours)s::integer end, %(events)s::integer) g on s.hourly_since is null
 
 -- problems --
 select p.code, p.problem, p.remedy

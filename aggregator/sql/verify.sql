@@ -6,6 +6,8 @@ select least(
            (select min(d.day) from usage.daily_fact d where d.day >= %(day)s::date),
            (select min(c.day) from usage.daily_collection_fact c where c.day >= %(day)s::date),
            (select min(t.day) from usage.daily_total t where t.day >= %(day)s::date),
+           (select usage.local_day(min(h.hour), s.time_zone) from usage.hourly_fact h where h.hour >= usage.day_start(%(day)s::date, s.time_zone)),
+           (select usage.local_day(min(h.hour), s.time_zone) from usage.hourly_collection_fact h where h.hour >= usage.day_start(%(day)s::date, s.time_zone)),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly_fact m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection_fact m
@@ -51,7 +53,7 @@ update usage.state
 
 -- expected --
 -- What the daily rollup of a range is to be: the raw events, less the late changes that are not folded yet.
-    select usage.local_day(e.created_at, s.time_zone) as day,
+    select usage.local_day(e.created_at, s.time_zone) as day, {hour} as hour,
            e.collection_id, e.resource_type, e.job_type, e.model_level,
            sum(net.sign) as event_count,
            coalesce(sum(usage.signed(net.sign, e.value)), 0) as total_value,
@@ -60,18 +62,19 @@ update usage.state
       from usage.state s,
            {measured} e,
            lateral (select case when e.late then -e.sign else e.sign end) as net (sign)
-     group by 1, 2, 3, 4, 5
+     group by 1, 2, 3, 4, 5, 6
 
 -- expected_distributed --
 -- The same where Citus distributes the source, whose late changes nobody notes.
-    select d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
+    select d.day, null::timestamptz as hour, d.collection_id, d.resource_type, d.job_type, d.model_level,
            d.event_count, d.total_value, d.secondary_value, d.rejected_count
       from usage.distributed_sums(%(start)s::timestamptz, %(end)s::timestamptz) d
 
 -- differences --
 -- What has to be added to each rollup row of the days [from, to), or up to the last bucket where to is infinity, to make
 -- it right. Expected are the raw events below the frontier, less the late changes that are not folded yet. A month is
--- the sum of its days, those outside the range as they are. Rows of a month that is no first day are taken along.
+-- the sum of its days, those outside the range as they are. Rows of a month that is no first day are taken along. With
+-- the hourly rollup the events are those of whole hours, so some are of the days beside.
 -- Follows: insert into pg_temp.delta with expected as materialized (…)
 , daily_difference as materialized (
     select x.day, x.collection_id, x.resource_type, x.job_type, x.model_level,
@@ -80,6 +83,7 @@ update usage.state
       from (select e.day, e.collection_id, e.resource_type, e.job_type, e.model_level,
                    e.event_count, e.total_value, e.secondary_value, e.rejected_count
               from expected e
+               where e.day >= %(from)s::date and (e.day < %(to)s::date or %(to)s::date = 'infinity')
             union all
             select d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
                    -d.event_count, -d.total_value, -d.secondary_value, -d.rejected_count
@@ -99,13 +103,14 @@ update usage.state
        and (d.day < usage.next_month(usage.month_of(%(from)s::date)) or %(to)s::date = 'infinity')
 )
 select 'daily', d.day, d.collection_id, d.resource_type, d.job_type, d.model_level,
-       d.event_count::bigint, d.total_value, d.secondary_value, d.rejected_count::bigint, %(reason)s
+       d.event_count::bigint, d.total_value, d.secondary_value, d.rejected_count::bigint, %(reason)s, null::timestamptz
   from daily_difference d
 union all
 select 'daily_collection', x.day, x.collection_id, x.resource_type, null, null,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, null::timestamptz
   from (select e.day, e.collection_id, e.resource_type, e.event_count, e.total_value, e.secondary_value, e.rejected_count
           from expected e
+           where e.day >= %(from)s::date and (e.day < %(to)s::date or %(to)s::date = 'infinity')
         union all
         select c.day, c.collection_id, c.resource_type, -c.event_count, -c.total_value, -c.secondary_value, -c.rejected_count
           from usage.daily_collection c
@@ -114,9 +119,10 @@ select 'daily_collection', x.day, x.collection_id, x.resource_type, null, null,
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
 select 'daily_total', x.day, null, x.resource_type, null, null,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, null::timestamptz
   from (select e.day, e.resource_type, e.event_count, e.total_value, e.secondary_value, e.rejected_count
           from expected e
+           where e.day >= %(from)s::date and (e.day < %(to)s::date or %(to)s::date = 'infinity')
         union all
         select t.day, t.resource_type, -t.event_count, -t.total_value, -t.secondary_value, -t.rejected_count
           from usage.daily_total t
@@ -125,7 +131,7 @@ select 'daily_total', x.day, null, x.resource_type, null, null,
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
 select 'monthly', x.month, x.collection_id, x.resource_type, x.job_type, x.model_level,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, null::timestamptz
   from (select d.month, d.collection_id, d.resource_type, d.job_type, d.model_level, d.event_count, d.total_value, d.secondary_value, d.rejected_count
           from days_of_month d
         union all
@@ -137,7 +143,7 @@ select 'monthly', x.month, x.collection_id, x.resource_type, x.job_type, x.model
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 union all
 select 'monthly_collection', x.month, x.collection_id, x.resource_type, null, null,
-       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, null::timestamptz
   from (select d.month, d.collection_id, d.resource_type, d.event_count, d.total_value, d.secondary_value, d.rejected_count
           from days_of_month d
         union all
@@ -147,13 +153,52 @@ select 'monthly_collection', x.month, x.collection_id, x.resource_type, null, nu
            and (m.month < usage.next_month(usage.month_of(%(from)s::date)) or %(to)s::date = 'infinity')) x
  group by x.month, x.collection_id, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+{hours}
+
+-- hour_differences --
+-- More of them: what has to be added to each row of the hourly rollup. Hours that a bound of the days cuts are compared whole.
+union all
+select 'hourly', usage.local_day(x.hour, s.time_zone), x.collection_id, x.resource_type, x.job_type, x.model_level,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, x.hour
+  from usage.state s,
+       (select e.hour, e.collection_id, e.resource_type, e.job_type, e.model_level, e.event_count, e.total_value, e.secondary_value, e.rejected_count
+          from expected e
+         where e.hour >= %(hour_from)s::timestamptz
+        union all
+        select h.hour, h.collection_id, h.resource_type, h.job_type, h.model_level, -h.event_count, -h.total_value, -h.secondary_value, -h.rejected_count
+          from usage.hourly h
+         where h.hour >= %(hour_from)s::timestamptz and h.hour < %(hour_to)s::timestamptz) x
+ group by s.time_zone, x.hour, x.collection_id, x.resource_type, x.job_type, x.model_level
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+union all
+select 'hourly_collection', usage.local_day(x.hour, s.time_zone), x.collection_id, x.resource_type, null, null,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, x.hour
+  from usage.state s,
+       (select e.hour, e.collection_id, e.resource_type, e.event_count, e.total_value, e.secondary_value, e.rejected_count
+          from expected e
+         where e.hour >= %(hour_from)s::timestamptz
+        union all
+        select h.hour, h.collection_id, h.resource_type, -h.event_count, -h.total_value, -h.secondary_value, -h.rejected_count
+          from usage.hourly_collection h
+         where h.hour >= %(hour_from)s::timestamptz and h.hour < %(hour_to)s::timestamptz) x
+ group by s.time_zone, x.hour, x.collection_id, x.resource_type
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 
 -- bounds --
--- The instants of a range of days, as far as it lies below the frontier.
-select least(usage.day_start(%(from)s::date, s.time_zone), s.frontier)::text,
-       case when %(to)s::date = 'infinity' then s.frontier
-            else least(usage.day_start(%(to)s::date, s.time_zone), s.frontier) end::text
-  from usage.state s
+-- The instants of a range of days, as far as it lies below the frontier; the hours that it touches, as far as there are any
+-- and their raw events (null: none), and the instants of those.
+select x.start::text, x.stop::text, x.hour_from::text, x.hour_to::text,
+       coalesce(least(x.start, x.hour_from), x.start)::text, coalesce(least(greatest(x.stop, x.hour_to), x.frontier), x.stop)::text
+  from (select b.start, b.stop, b.frontier, h.hour_from,
+               case when h.hour_from is not null and %(to)s::date = 'infinity' then 'infinity'
+                    when h.hour_from is not null then usage.hours_from(b.stop) end as hour_to
+          from (select least(usage.day_start(%(from)s::date, s.time_zone), s.frontier) as start,
+                       case when %(to)s::date = 'infinity' then s.frontier
+                            else least(usage.day_start(%(to)s::date, s.time_zone), s.frontier) end as stop,
+                       s.frontier, s.hourly_since, s.sealed_until
+                  from usage.state s) b,
+               lateral (select case when b.hourly_since is not null
+                                    then greatest(usage.hours_to(b.start), usage.hours_from(b.hourly_since), usage.hours_from(b.sealed_until)) end as hour_from) h) x
 
 -- forget_leaves --
 -- Late changes of a partition that is gone: from here on the rollups count with them, and without its raw events.
@@ -165,10 +210,10 @@ update usage.late_change l
    and not exists (select from pg_partition_tree(to_regclass(s.source)) t where t.relid::oid = l.leaf)
 
 -- some_differences --
-select x.rollup, x.bucket::text, x.collection_id::text, x.resource_type, x.job_type, x.model_level,
+select x.rollup, coalesce(x.hour::text, x.bucket::text), x.collection_id::text, x.resource_type, x.job_type, x.model_level,
        x.event_count, x.total_value, x.secondary_value, x.rejected_count
   from pg_temp.delta x
- order by x.bucket, x.rollup, x.collection_id nulls last, x.resource_type, x.job_type, x.model_level
+ order by x.bucket, x.rollup, x.hour, x.collection_id nulls last, x.resource_type, x.job_type, x.model_level
  limit %(limit)s
 
 -- count_differences --

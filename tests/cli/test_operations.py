@@ -121,7 +121,7 @@ def test_totals(filled: Database) -> None:
     assert result.stdout.startswith("bucket,starts_at,collection_id,")
     for arguments, words in {
         ("--by", "colour"): "there is no key 'colour'", ("--grain", "year"): "there is no 'year'",
-        ("--grain", "hour"): "there is no hourly rollup", ("--since", "2026-01-01"): "zone",
+        ("--grain", "hour"): "hours are in usage.hourly", ("--since", "2026-01-01"): "zone",
     }.items():  # fmt: skip
         result = run(filled.dsn, "totals", *arguments)
         assert (result.returncode, "Traceback" in result.stderr) == (2, False)

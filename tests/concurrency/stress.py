@@ -16,10 +16,10 @@ from typing import Any
 import psycopg
 from psycopg import IsolationLevel, errors
 
-from aggregator import capture, refresh, verify
+from aggregator import capture, hourly, refresh, verify
 from aggregator import db as db_module
 from aggregator.errors import AggregatorError
-from tests.harness import COLLECTIONS, Database, compare, snapshot
+from tests.harness import COLLECTIONS, Database, compare, compare_days, snapshot
 from tests.integration.sources import PARTITIONED
 
 _EXPECTED = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable, errors.CheckViolation)
@@ -30,16 +30,19 @@ _WINDOWS = [
     ("now-9", "now-2", None),
     ("now-30", None, COLLECTIONS[0]),
 ]
+_OTHER_ZONES = ("Asia/Kolkata", "America/Havana")
 
 
 class Stress:
     """One run: start the threads, let them work, stop them, and tell what went wrong."""
 
-    def __init__(self, db: Database, seed: int, *, ddl: bool = False) -> None:
+    def __init__(self, db: Database, seed: int, *, ddl: bool = False, hours: bool = False) -> None:
         self.db = db
         self.partitioned = db.source == PARTITIONED
         self.seed = seed
         self.ddl = ddl
+        self.hours = hours
+        """Turn the hourly rollup on and off meanwhile, and compare days of other zones."""
         self.stop = threading.Event()
         self.ddl_turn = threading.Lock()
         """attach is DDL as well: it waits for the source, holding partitions, and another DDL could be the victim."""
@@ -53,6 +56,8 @@ class Stress:
         ]  # fmt: skip
         if self.ddl:
             roles += [self._change_partitions, self._operate] if self.partitioned else [self._change_table]
+        if self.hours:
+            roles += [self._turn_hours, self._fill_hours]
         threads = [
             threading.Thread(target=self._guard, args=(role, random.Random(f"{self.seed} {number}")), daemon=True)
             for number, role in enumerate(roles)
@@ -74,6 +79,13 @@ class Stress:
             assert self.db.verify(repair=True).trusted
             self.db.compare(_WINDOWS)
         assert self.db.verify().differences == 0
+        if self.hours:
+            for on in (True, False):
+                (hourly.turn_on if on else hourly.turn_off)(self.db.own)
+                hourly.fill(self.db.own, self.db.settings)
+                assert self.db.scalar("select hourly_since = '-infinity' from usage.state") is (True if on else None)
+                assert self.db.verify().differences == 0
+                self.db.compare(_WINDOWS)
 
     def _guard(self, role: Callable[[random.Random], None], rng: random.Random) -> None:
         try:
@@ -101,7 +113,33 @@ class Stress:
                         connection.execute(f"lock table only {self.db.source} in share update exclusive mode".encode())
                     connection.execute(f"lock table {self.db.source} in access share mode".encode())
                     compare(connection, self.db.zone, _WINDOWS, source=self.db.source)
+                    if self.hours:
+                        for zone in _OTHER_ZONES:
+                            compare_days(connection, zone, _WINDOWS, source=self.db.source)
+                        self.counts["comparisons with hours"] += self._hours_are_on(connection)
                     self.counts["comparisons"] += 1
+
+    @staticmethod
+    def _hours_are_on(connection: psycopg.Connection[Any]) -> bool:
+        row = connection.execute(b"select exists (select from usage.hourly_collection_fact)").fetchone()
+        assert row is not None
+        return bool(row[0])
+
+    def _turn_hours(self, rng: random.Random) -> None:
+        with db_module.connect(self.db.settings) as connection:
+            while not self.stop.is_set():
+                self.counts["turned on"] += hourly.turn_on(connection)
+                self.stop.wait(rng.random() * 1.5)
+                self.counts["turned off"] += hourly.turn_off(connection)
+                self.stop.wait(rng.random() * 0.2)
+
+    def _fill_hours(self, rng: random.Random) -> None:
+        """Beside the refreshes, which fill too."""
+        with db_module.connect(self.db.settings) as connection:
+            while not self.stop.is_set():
+                settings = self.db.settings.model_copy(update={"step_events": rng.choice([1, 5, 50])})
+                hourly.fill(connection, settings, seconds=rng.random() * 0.1)
+                self.stop.wait(rng.random() * 0.1)
 
     def _change_table(self, rng: random.Random) -> None:
         with psycopg.connect(self.db.dsn, autocommit=True) as connection:

@@ -32,6 +32,21 @@ def test_many_short_runs(new_database: Any, ddl: bool) -> None:
     assert counts["transactions"] > 0
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
+def test_hours_are_turned_on_and_off(new_database: Any, zone: str) -> None:
+    """So it is while the hourly rollup is turned on, filled by several at once, and turned off again."""
+    counts: Counter[str] = Counter()
+    for seed in range(ROUNDS):
+        db = new_database(zone=zone)
+        db.attach()
+        stress = Stress(db, seed, ddl=seed % 2 == 1, hours=True)
+        stress.run(SECONDS, writers=3, refreshers=2, readers=1)
+        counts += stress.counts
+        db.close()
+    print(dict(counts))
+    assert min(counts[what] for what in ("comparisons with hours", "refreshes", "turned on", "turned off")) > 0
+
+
 def test_partitions_come_and_go(new_database: Any) -> None:
     """So it is with a partitioned source whose partitions are made, truncated, detached, attached and dropped meanwhile."""
     counts: Counter[str] = Counter()

@@ -526,6 +526,7 @@ def test_detach_with_sealed_history(filled: Database) -> None:
 
 def test_window_that_cuts_a_sealed_day(filled: Database) -> None:
     """A window that begins or ends inside a sealed day counts it whole, and its receipt says that it is not exact."""
+    filled.days_only()
     _seal(filled)
     run(filled, "delete from {source} where created_at < (select sealed_until from usage.state)")
     middle = "(date_trunc('day', now(), 'UTC') - interval '20 days' + interval '11 hours')"

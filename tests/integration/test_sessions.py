@@ -391,6 +391,7 @@ def overview(db: Database, since: str, until: str | None = None, **options: Any)
 
 def test_receipt(db: Database) -> None:
     """The receipt counts the rollup rows, raw rows and late changes read, and names the frontier and its age."""
+    db.days_only()
     for instant, resource_type, collection, job_type in (
         ("2024-03-10 02:00+00", "ai", 0, "a"),
         ("2024-03-10 20:00+00", "ai", 0, "a"),
@@ -452,6 +453,7 @@ def test_receipt_of_doubt(db: Database) -> None:
 @pytest.mark.parametrize("datestyle", ["ISO, MDY", "German", "SQL, DMY"])
 def test_reasons_do_not_depend_on_the_session(db: Database, datestyle: str) -> None:
     """A window that cuts a sealed day is not exact, and the receipt names the day in ISO format."""
+    db.days_only()
     db.insert("2024-03-10 02:00+00")
     db.refresh()
     db.execute("update usage.state set sealed_until = '2024-03-12 00:00:00+00'")

@@ -225,7 +225,7 @@ def test_units_that_held(usage: Database) -> None:
         ({"by": [None]}, "by: there is no key NULL"),
         ({"grain": "year"}, "grain: there is no 'year'; there are day, week, month and none"),
         ({"grain": None}, "grain: there is no NULL"),
-        ({"grain": "hour"}, "there is no hourly rollup"),
+        ({"grain": "hour"}, "hours are in usage.hourly"),
         ({"until": "2025-01-01"}, "since must be before until"),
         ({"since": None}, "since: must not be null"),
         ({"since": "1500-01-01", "grain": "day", "fill": True}, "ask for a shorter window"),
@@ -266,7 +266,7 @@ def test_from_python(usage: Database) -> None:
     [
         ({"by": ["colour"]}, "by: there is no key 'colour'"),
         ({"grain": "year"}, "grain: there is no 'year'"),
-        ({"grain": "hour"}, "there is no hourly rollup"),
+        ({"grain": "hour"}, "hours are in usage.hourly"),
         (
             {"grain": "day", "fill": True, "since": datetime(1500, 1, 1, tzinfo=timezone.utc)},
             "ask for a shorter window",

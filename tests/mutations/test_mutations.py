@@ -255,6 +255,7 @@ def _mutate_function(db: Database, signature: str, *replacements: tuple[str, str
 
 
 def _edge_counted_whole(db: Database, _patch: pytest.MonkeyPatch) -> None:
+    db.days_only()
     _mutate_function(
         db,
         "usage.captured_window_parts(timestamptz, timestamptz)",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psycopg
 import pytest
 
-from aggregator import sample
+from aggregator import hourly, sample
 from tests.harness import Database
 from tests.plans.explain import Node, nodes_of, plans_of
 
@@ -94,7 +94,7 @@ def _check(db: Database, read: str, window: Window) -> None:
     arguments = [window.since, window.until or "null", f"'{_collection(db)}'" if window.one_collection else "null"]
     plans = plans_of(db, read.format(window=", ".join(arguments)))
     nodes = [node for plan in plans for node in nodes_of(plan)]
-    called = {node["Function Name"] for node in nodes if node["Node Type"] == "Function Scan"}
+    called = {node.get("Function Name", "several") for node in nodes if node["Node Type"] == "Function Scan"}
     assert "window_rows" in called, f"{read}: no plans of the functions inside were seen: {called}"
     assert not called & {"event", "event_between", "collection"}, f"{read}: not inlined: {called}"
 
@@ -159,6 +159,44 @@ def test_at_most_half_a_day_at_each_end_and_the_tail_are_read_raw(history: Datab
         assert most < 2 * TAIL, "or this test says nothing"
 
 
+def test_at_most_half_an_hour_at_each_end_and_the_tail_are_read_raw_with_hours(history: Database) -> None:
+    """So with the hourly rollup: the shorter part of each cut hour; and by the index still."""
+    hourly.turn_on(history.own)
+    assert hourly.fill(history.own, history.settings).done
+    history.execute("vacuum analyze")
+    edge = """
+        (select count(*) from public.resource_usage_log e,
+                (select {at} as at, date_trunc('hour', {at}, 'UTC') as first_at) cut
+          where e.created_at < (select frontier from usage.state)
+            and case when cut.at - cut.first_at < interval '30 minutes'
+                     then e.created_at >= cut.first_at and e.created_at < cut.at
+                     else e.created_at >= cut.at and e.created_at < cut.first_at + interval '1 hour' end)"""
+    for minutes in (3, 17, 29, 45, 59):
+        for days, until_days in ((30, None), (365, None), (30, 3), (3, 2.8), (0.3, 0.2)):
+            at = f"date_trunc('hour', now(), 'UTC') - interval '{days * 24} hours {minutes} minutes'"
+            until = None if until_days is None else f"now() - interval '{until_days * 24} hours'"
+            allowed = edge.format(at=at)
+            if until is None:
+                allowed += "+ (select count(*) from public.resource_usage_log where created_at >= (select frontier from usage.state))"
+            else:
+                allowed += "+" + edge.format(at=until)
+            most, raw, exact = history.execute(
+                f"select {allowed}, r.raw_rows, r.exact from usage.receipt({at}, {until or 'null'}) r"
+            )[0]
+            assert exact
+            assert raw <= most, f"{at} {until}: {raw} raw rows, at most {most} expected"
+    for read in READS:
+        for window in WINDOWS[:2]:
+            _check(history, read, window)
+    plans = plans_of(
+        history, "select * from usage.daily_series(now() - interval '100 days', null, null, 'Asia/Kolkata')"
+    )
+    nodes = [node for plan in plans for node in nodes_of(plan)]
+    assert not [
+        node for node in nodes if node.get("Relation Name") == "resource_usage_log" and node["Node Type"] == "Seq Scan"
+    ]
+
+
 def test_a_read_works_out_its_window_without_reading_events(history: Database) -> None:
     """Finding the parts of a window touches usage.state, catalogs, metrics and the late changes of partitions that are gone."""
     plans = plans_of(history, "select usage.window_parts(now() - interval '30 days', null)")
@@ -177,6 +215,7 @@ PER_ROW = {
     "usage.in_bounds(e.id::numeric)",
     "usage.is_rejected(e.detail, e.id::numeric)",
     "usage.signed(e.id::integer, e.id::numeric)",
+    "usage.hour_of(e.created_at)",
 }
 """The SQL functions that are called for each row; a call costs 2 µs, and nothing once the planner has inlined it."""
 
