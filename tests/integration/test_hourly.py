@@ -563,7 +563,7 @@ def _block(module: Any, name: str, old: str, new: str) -> Mutation:
     return mutate
 
 
-_PARTS = "usage.window_parts(timestamptz, timestamptz)"
+_PARTS = "usage.captured_window_parts(timestamptz, timestamptz)"
 _SERIES = "usage.daily_series(timestamptz, timestamptz, uuid, text)"
 _WITH_HOURS = "usage.with_hours(usage.window_parts, integer, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz)"
 
