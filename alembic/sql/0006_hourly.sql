@@ -625,7 +625,7 @@ declare
     p        usage.window_parts := usage.window_parts(since, until);
     events   constant text := usage.window_events_sql(p);
     days     constant text := case when by_collection or ai then usage.days_sql(p, ai, true, collection, 'null::date') end;
-    hours    constant text := usage.hours_sql(p, ai, collection, case when daily then '*' else 'null::date' end);
+    hours    constant text := case when p.hour_signs is not null then usage.hours_sql(p, ai, collection, case when daily then '*' else 'null::date' end) end;
     rolled   text;
     series   text;
     of_keys  constant text := nullif(concat_ws(' union all ',
@@ -773,7 +773,9 @@ begin
             case when by_model_level then 'e.model_level' else 'null::text' end,
             events, case when collection is not null then ' where e.collection_id = $1' else '' end));
     end if;
-    hours := usage.hours_sql(p, by_key, collection, bucket_is);
+    if p.hour_signs is not null then
+        hours := usage.hours_sql(p, by_key, collection, bucket_is);
+    end if;
     if by_total then
         if p.day_from < p.day_to then
             parts := array_append(parts, format(

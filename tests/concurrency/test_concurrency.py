@@ -47,14 +47,15 @@ def test_hours_are_turned_on_and_off(new_database: Any, zone: str) -> None:
     assert min(counts[what] for what in ("comparisons with hours", "refreshes", "turned on", "turned off")) > 0
 
 
-def test_partitions_come_and_go(new_database: Any) -> None:
+@pytest.mark.parametrize("hours", [False, True], ids=["days", "hours"])
+def test_partitions_come_and_go(new_database: Any, hours: bool) -> None:
     """So it is with a partitioned source whose partitions are made, truncated, detached, attached and dropped meanwhile."""
     counts: Counter[str] = Counter()
     for seed in range(ROUNDS):
         db = new_database(source_table=PARTITIONED)
         db.execute(PARTITIONED_DDL)
         db.attach()
-        stress = Stress(db, seed, ddl=True)
+        stress = Stress(db, seed, ddl=True, hours=hours)
         stress.run(SECONDS, writers=3, refreshers=2, readers=1)
         counts += stress.counts
         db.close()
