@@ -96,6 +96,8 @@ class _Run:
     frontier: str = "-infinity"
     waited_for: tuple[str, ...] = ()
     """The writers that it stopped waiting for: from then on it folds late changes only."""
+    hours_missing: bool = False
+    """The hourly rollup is on, and may have to be filled."""
 
 
 def forecast(connection: Connection) -> Forecast:
@@ -139,8 +141,8 @@ def refresh(
             target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
             notes = [] if run.waited_for else _mend(connection, settings, run, check)
         notes += _fold_up_to(connection, settings, run, source, target, progress, check)
-        # Part by part, so that the frontier does not wait for it.
-        hourly.fill(connection, settings, seconds=_FILL_SECONDS, check=check)
+        if run.hours_missing:  # for a while, so that the frontier does not wait for it
+            hourly.fill(connection, settings, seconds=_FILL_SECONDS, check=check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
@@ -360,6 +362,7 @@ def _step(
     run.events += events
     run.late_changes += late
     run.frontier = reached
+    run.hours_missing = state.hourly_since not in {None, "-infinity"}
     return not more
 
 
