@@ -18,8 +18,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aggregator import fold, refresh
-from tests.harness import COLLECTIONS, Database, compare, snapshot
+from aggregator import fold, hourly, refresh
+from tests.harness import COLLECTIONS, Database, compare, compare_days, snapshot
 
 EXAMPLES = int(os.environ.get("AGGREGATOR_HISTORIES", "0"))
 """How many random histories to try, by hand; 0: a few, the same ones each time."""
@@ -133,6 +133,15 @@ def machine(db: Database) -> type[RuleBasedStateMachine]:
                         progress=(lambda _step: None) if inside else stop,
                     )
 
+        @rule(on=st.booleans())
+        def hours(self, on: bool) -> None:
+            """Turn the hourly rollup on or off; the refreshes fill it."""
+            (hourly.turn_on if on else hourly.turn_off)(db.own)
+
+        @rule(step=st.sampled_from([1, 3, 1000]))
+        def fill_some_hours(self, step: int) -> None:
+            hourly.fill(db.own, db.settings.model_copy(update={"step_events": step}), seconds=0)
+
         @rule()
         def verify(self) -> None:
             if db.scalar("select not exists (select from usage.truncate_marker)"):
@@ -145,6 +154,7 @@ def machine(db: Database) -> type[RuleBasedStateMachine]:
             )[0]
             with snapshot(db.connection):
                 compare(db.connection, db.zone, [(bounds[0], bounds[1], place)], live=False)
+                compare_days(db.connection, "Asia/Kolkata", [(bounds[0], bounds[1], place)])
 
         @invariant()
         def equal(self) -> None:
@@ -153,9 +163,9 @@ def machine(db: Database) -> type[RuleBasedStateMachine]:
     return Histories
 
 
-@pytest.mark.parametrize("zone", ["UTC", "America/Havana"])
+@pytest.mark.parametrize("zone", ["UTC", "America/Havana", "Asia/Kathmandu"])
 def test_random_histories(new_database: Any, zone: str) -> None:
-    """Inserts, updates, deletes, truncates, refreshes whole and interrupted, in any order: always equal."""
+    """Inserts, updates, deletes, truncates, refreshes whole and interrupted, hours on and off, in any order: always equal."""
     db = new_database(zone=zone)
     db.attach()
     run_state_machine_as_test(

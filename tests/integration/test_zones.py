@@ -86,11 +86,14 @@ def windows_of(bounds: list[str]) -> Windows:
     return windows
 
 
-@pytest.mark.parametrize(("zone", "instant"), TRANSITIONS)
-def test_windows_around_a_transition(new_database: Any, zone: str, instant: str) -> None:
+@pytest.mark.parametrize(
+    ("zone", "instant", "hours"),
+    [*((*case, False) for case in TRANSITIONS), *((*TRANSITIONS[n], True) for n in (3, 5, 6, 8, 11))],
+)
+def test_windows_around_a_transition(new_database: Any, zone: str, instant: str, hours: bool) -> None:
     """Windows cut at any instant around a transition equal the raw query: unrefreshed, half refreshed and refreshed."""
     db: Database = new_database(zone=zone)
-    db.attach()
+    db.attach(hourly=hours)
     fill(db, instant)
     bounds = cuts(db, instant)
     windows = windows_of(bounds)
