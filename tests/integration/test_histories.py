@@ -121,9 +121,10 @@ def machine(db: Database) -> type[RuleBasedStateMachine]:
                 if inside:
                     real = fold.apply_delta
 
-                    def apply(*arguments: Any, **options: Any) -> None:
-                        real(*arguments, **options)
+                    def apply(*arguments: Any, **options: Any) -> int:
+                        events = real(*arguments, **options)
                         stop()
+                        return events
 
                     patch.setattr(fold, "apply_delta", apply)
                 with contextlib.suppress(InterruptedError_):
