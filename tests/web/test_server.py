@@ -77,10 +77,12 @@ def test_as_reader_with_metrics(web_db: Database) -> None:
             assert serve.get("/admin/usage?receipt=true").status == 200
             assert serve.get("/admin/usage/totals?by=collection&grain=week").status == 200
             assert serve.get("/metrics").status == 404
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("GET", "/metrics")
-            text = connection.getresponse().read().decode()
-            connection.close()
+            text, deadline = "", time.monotonic() + 10
+            while 'status="404"' not in text and time.monotonic() < deadline:  # counted right after it is sent
+                connection = http.client.HTTPConnection("127.0.0.1", port)
+                connection.request("GET", "/metrics")
+                text = connection.getresponse().read().decode()
+                connection.close()
         wanted = 'aggregator_http_requests_total{method="GET",route="/admin/usage",status="200"} 1.0'
         assert wanted in text
         assert 'route="other",status="404"' in text
