@@ -23,7 +23,7 @@ import psycopg
 
 from aggregator import embedded
 from benchmarks import costs, plots, report, unseen
-from benchmarks.data import HAS_HOURLY, Database, Server, make_sample
+from benchmarks.data import Database, Server, make_sample
 from benchmarks.measure import Recorder, say
 from benchmarks.peers import Peer, set_up
 from benchmarks.reads import Reads
@@ -56,14 +56,14 @@ def measure(
             sample.make(source)
             source.connection.close()
             peers = set_up(record, server, elsewhere, sample)
-            hourly = server.create("hourly", copy_of="source") if HAS_HOURLY and options.hourly else None
+            hourly = server.create("hourly", copy_of="source") if options.hourly else None
             full = server.create("full", copy_of="source")
             tenth = server.create("tenth")
             sample.tenth().make(tenth)
             for database in (full, tenth):
                 database.attach()
             if hourly is not None:
-                hourly.attach(hourly=True)
+                hourly.attach(with_hours=True)
             results.facts["peers"] = {peer.name: peer.version() for peer in peers if peer.version()}
             _subjects(record, sample, full, tenth, hourly, peers, server)
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -14,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from aggregator import capture, db, migrations, refresh, sample
+from aggregator import capture, db, hourly, migrations, refresh, sample
 from aggregator.settings import Settings
 from benchmarks.measure import say
 from benchmarks.sql import load
@@ -22,11 +21,6 @@ from benchmarks.sql import load
 SQL = load("data")
 
 PREFIX = "aggregator_bench_"
-
-_HOURLY_ARGUMENT = "hourly" in inspect.signature(capture.attach).parameters
-_HOURLY_SETTING = "hourly" in Settings.model_fields
-HAS_HOURLY = _HOURLY_ARGUMENT or _HOURLY_SETTING
-"""Whether there are hourly rollups to opt in to."""
 
 
 @dataclass
@@ -40,13 +34,12 @@ class Database:
         """Leave nothing for autovacuum to do while something is measured."""
         self.connection.execute("vacuum (analyze)")
 
-    def attach(self, *, hourly: bool = False) -> None:
-        """Create schema usage and start capture."""
+    def attach(self, *, with_hours: bool = False) -> None:
+        """Create schema usage and start capture; keep hourly rollups too, if wanted."""
         migrations.upgrade(self.settings)
-        if hourly and _HOURLY_SETTING:
-            self.settings = self.settings.model_copy(update={"hourly": True})
-        arguments: dict[str, Any] = {"hourly": True} if hourly and _HOURLY_ARGUMENT else {}
-        capture.attach(self.connection, self.settings, **arguments)
+        capture.attach(self.connection, self.settings)
+        if with_hours:
+            hourly.turn_on(self.connection)
 
     def refresh(self, jobs: int = 1) -> None:
         """Bring the rollups up to now, on so many connections."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.data import EVERYTHING, HAS_HOURLY, SQL, Database, Sample
+from benchmarks.data import EVERYTHING, SQL, Database, Sample
 from benchmarks.measure import DifferentError, Recorder, milliseconds, snapshot
 from benchmarks.peers import Peer
 from benchmarks.results import HOURLY, RAW, ROLLUPS, Measurement
@@ -121,7 +121,7 @@ class Reads:
 
     def _hourly(self, fitting: list[int]) -> None:
         if self.hourly is None:
-            self.record.skip("hourly rollups: " + ("not set up" if HAS_HOURLY else "this version has none"))
+            self.record.skip("hourly rollups: --no-hourly")
             return
         hourly = self.hourly
         for days in fitting:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import bench, report, results
 from benchmarks.measure import DifferentError, Recorder
-from benchmarks.results import RAW, ROLLUPS, Measurement, Results, Size
+from benchmarks.results import HOURLY, RAW, ROLLUPS, Measurement, Results, Size
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
@@ -32,6 +32,9 @@ def test_a_run_of_two_histories(server: str, tmp_path: Path, capsys: pytest.Capt
     assert {one["subject"] for one in written["sizes"][0]["measurements"]} == {
         "reads", "first build", "refresh", "verify", "writes", "storage", "late changes unseen",
     }  # fmt: skip
+    with_hours = {one["what"] for one in written["sizes"][0]["measurements"] if HOURLY in one["values"]}
+    assert {"all rollups, against one raw pass", "rollups with their indexes"} <= with_hours
+    assert not any("hourly" in skipped for skipped in written["sizes"][0]["skipped"])
     assert all(one["values"][ROLLUPS] for size in written["sizes"] for one in size["measurements"])
     assert not [
         size["failures"] or size["different"] for size in written["sizes"] if size["failures"] or size["different"]
