@@ -34,10 +34,8 @@ FACTS = {"daily": "day", "daily_collection": "day", "monthly": "month", "monthly
 HOURLY_FACTS = {"hourly": "hour", "hourly_collection": "hour"}
 """Those that are kept only while usage.state.hourly_since is set."""
 
-Range = tuple[str | None, str | None]
+Range = tuple[str, str]
 """[start, end) as ISO text."""
-
-NOTHING: Range = (None, None)
 
 Result = TypeVar("Result")
 
@@ -68,6 +66,8 @@ class State:
     """Each refresh repairs so many days, for there are no triggers; None: there are."""
     distributed: bool
     """The source is a table that Citus distributes."""
+    lockable: bool
+    """The source can be locked: all but a foreign table, which this server does not rewrite either."""
     hourly_since: str | None
     """From this hour on the hourly rollup is kept; None: it is off."""
 
@@ -90,17 +90,17 @@ def read_state(connection: Connection) -> State:
 
 
 @contextlib.contextmanager
-def snapshot(connection: Connection, source: str, *, lock_state: bool) -> Iterator[State]:
+def snapshot(connection: Connection, found: State, *, lock_state: bool) -> Iterator[State]:
     """Open the one snapshot in which raw rows and rollups are compared or folded; ``lock_state`` in order to change them.
+
+    ``found`` is the state as ``attached`` returned it, and says which source to lock; yields that of the snapshot.
 
     Never waits for a lock on the source, so it can never be part of a deadlock with the host's DDL, and never for long for
     the state: raises ``LockNotAvailable`` instead, with a note of who holds them, for ``with_retries``.
     """
-    lockable = _lockable(connection, source)
     try:
         with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, lock_timeout=_LOCK_TIMEOUT):
-            if lockable:
-                connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+            _lock_source(connection, found)
             if lock_state:
                 connection.execute(SQL["lock_state"])
             # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
@@ -124,25 +124,21 @@ def looking(connection: Connection, *, read_only: bool = True) -> Iterator[State
     As ``snapshot`` it never waits for a lock on them, one while it holds another: ``LockNotAvailable``, for
     ``with_retries``.
     """
-    source = source_name(connection)
-    lockable = _lockable(connection, source)
+    found = attached(connection)
     with transaction(connection, read_only=read_only):
-        if lockable:
-            connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(source)))
+        _lock_source(connection, found)
         yield read_state(connection)
 
 
-def _lockable(connection: Connection, source: str) -> bool:
+def attached(connection: Connection) -> State:
+    """Return the state as it is now, for what is to be locked before there is a snapshot; raise NotAttachedError."""
     with transaction(connection, read_only=True):
-        row = connection.execute(SQL["lockable"], {"source": source}).fetchone()
-    assert row is not None
-    return bool(row[0])
+        return read_state(connection)
 
 
-def source_name(connection: Connection) -> str:
-    """Return the attached source's quoted name; raise NotAttachedError if there is none."""
-    with transaction(connection, read_only=True):
-        return read_state(connection).source
+def _lock_source(connection: Connection, found: State) -> None:
+    if found.lockable:
+        connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(found.source)))
 
 
 def with_retries(work: Callable[[], Result], check: Callable[[], None] = never) -> Result:
@@ -164,17 +160,25 @@ def with_retries(work: Callable[[], Result], check: Callable[[], None] = never) 
             pause = min(pause * 1.2, 0.5)
 
 
-def measured(connection: Connection, *, head_sign: int | None = None, head: Range = NOTHING, tail: Range = NOTHING,
-             late: Range = NOTHING, late_sign: int | None = None) -> sql.SQL:  # fmt: skip
-    """Return what to write in FROM for the signed events of some ranges [start, end), in the caller's snapshot.
+def measured(
+    connection: Connection,
+    raw: Range | None = None,
+    *,
+    sign: int = 1,
+    late: Range | None = None,
+    late_sign: int | None = None,
+) -> sql.SQL:
+    """Return what to write in FROM for the events of some ranges [start, end), in the caller's snapshot.
 
-    It has the columns sign, late, created_at, the key's four, value, secondary, rejected. ISO text, or None for no range;
-    ``head`` are raw events with a sign, ``tail`` raw events with sign 1, ``late`` late changes (of both signs, if None).
+    It has the columns sign, late, created_at, the key's four, value, secondary, rejected. ``raw`` are raw events, with a
+    sign; ``late`` late changes, of both signs or of one.
     """
+    start, end = raw or (None, None)
+    late_from, late_to = late or (None, None)
     row = connection.execute(
         SQL["measured"],
-        {"head_sign": head_sign, "head_from": head[0], "head_to": head[1], "tail_from": tail[0], "tail_to": tail[1],
-         "late_from": late[0], "late_to": late[1], "late_sign": late_sign},
+        {"signs": [sign], "starts": [start], "ends": [end],
+         "late_from": late_from, "late_to": late_to, "late_sign": late_sign},
     ).fetchone()  # fmt: skip
     assert row is not None
     # Made by our own function, which quotes what is the user's. A percent sign would begin a parameter.

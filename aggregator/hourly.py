@@ -82,12 +82,12 @@ def fill(
     Does nothing while trust is off: it might read events raw that a repair has yet to learn of, and nobody would read
     the hours. ``check`` is called between transactions, and may raise Stopped.
     """
-    source = fold.source_name(connection)
+    attached = fold.attached(connection)
     deadline = time.monotonic() + seconds
     events = 0
     while True:
         check()
-        step, more = fold.with_retries(lambda: _fill_some(connection, settings, source), check)
+        step, more = fold.with_retries(lambda: _fill_some(connection, settings, attached), check)
         events += step.events
         filled = Filled(events, step.since, step.done)
         if not more or time.monotonic() >= deadline:
@@ -101,9 +101,9 @@ def analyze(connection: Connection) -> None:
         connection.execute(SQL["analyze"])
 
 
-def _fill_some(connection: Connection, settings: Settings, source: str) -> tuple[Filled, bool]:
+def _fill_some(connection: Connection, settings: Settings, attached: fold.State) -> tuple[Filled, bool]:
     """Fill the newest hours that are missing, of about ``step_events`` events; return how far it is, and whether to go on."""
-    with fold.snapshot(connection, source, lock_state=True) as state:
+    with fold.snapshot(connection, attached, lock_state=True) as state:
         if state.hourly_since is None:
             return Filled(0, None, True), False
         row = connection.execute(SQL["missing"]).fetchone()
@@ -117,7 +117,7 @@ def _fill_some(connection: Connection, settings: Settings, source: str) -> tuple
         events = 0
         if start is not None:
             connection.execute(SQL["delete_range"], {"from": start, "to": state.hourly_since})
-            measured = fold.measured(connection, tail=(start, end), late=(start, end))
+            measured = fold.measured(connection, (start, end), late=(start, end))
             connection.execute(sql.SQL(SQL["collect"]).format(measured=measured))
             fold.number_keys(connection, "hourly")
             fold.derive_fact(connection, "hourly_delta", "hourly_collection", "x.bucket", "x.collection_key")

@@ -20,21 +20,21 @@ def refresh_views(
     Readers are never blocked (before the first time there is nothing to read). A second caller at the same time waits,
     and finds nothing to do. ``report`` is called before each; ``check`` too, and may raise Stopped.
     """
-    source = fold.source_name(connection)
+    attached = fold.attached(connection)
     with transaction(connection, read_only=True):
         views = [str(name) for (name,) in connection.execute(SQL["views"]).fetchall()]
     done = []
     for view in views:
         check()
         report(view)
-        if fold.with_retries(lambda view=view: _refresh(connection, source, view)):  # type: ignore[misc]
+        if fold.with_retries(lambda view=view: _refresh(connection, attached, view)):  # type: ignore[misc]
             done.append(view)
     return tuple(done)
 
 
-def _refresh(connection: Connection, source: str, view: str) -> bool:
+def _refresh(connection: Connection, attached: fold.State, view: str) -> bool:
     # One snapshot for what the view shows and for what is noted of it; after the lock, so that it sees the source truly.
-    with fold.snapshot(connection, source, lock_state=False):
+    with fold.snapshot(connection, attached, lock_state=False):
         row = connection.execute(SQL["is_stale"], {"view": view}).fetchone()
         if row is None or not row[0]:
             return False

@@ -156,10 +156,10 @@ def _seal(connection: Connection, settings: Settings, days: int, check: Callable
             f"{found.differences} rollup rows of the days before {cut.day} differ from the raw events, so none was deleted:"
             " run aggregator verify --repair"
         )
-    source = fold.source_name(connection)
+    attached = fold.attached(connection)
 
     def once() -> None:
-        with fold.snapshot(connection, source, lock_state=True) as state:
+        with fold.snapshot(connection, attached, lock_state=True) as state:
             # What changed since it was verified was captured, or there is doubt.
             seal.require_trust(connection)
             seal.seal_in_snapshot(connection, state, cut.day)

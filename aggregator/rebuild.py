@@ -55,20 +55,20 @@ def reset_frontier(connection: Connection) -> FrontierReset:
     still aims at the old frontier is refused by its own step, which looks at the sequence while it holds the row.
     Killed in between, it is as before: the next refresh moves the row up again.
     """
-    source = fold.source_name(connection)
+    attached = fold.attached(connection)
     with transaction(connection, read_only=True):
         before = fold.read_state(connection).frontier
     events = 0
     for _ in range(_TRIES):
-        events += fold.with_retries(lambda: _lower_row(connection, source))
+        events += fold.with_retries(lambda: _lower_row(connection, attached))
         if fold.with_retries(lambda: _lower_sequence(connection)):
             with transaction(connection, read_only=True):
                 return FrontierReset(before, fold.read_state(connection).frontier, events)
     raise AggregatorError("another refresh keeps moving the frontier: stop the scheduler, and try again")
 
 
-def _lower_row(connection: Connection, source: str) -> int:
-    with fold.snapshot(connection, source, lock_state=True) as state:
+def _lower_row(connection: Connection, attached: fold.State) -> int:
+    with fold.snapshot(connection, attached, lock_state=True) as state:
         if state.truncated:
             raise AggregatorError("the source was truncated: run aggregator refresh first")
         row = connection.execute(refresh.SQL["sequence_behind"]).fetchone()
@@ -90,7 +90,7 @@ def _lower_row(connection: Connection, source: str) -> int:
             return 0
         connection.execute(fold.SQL["create_delta"])
         beyond_it = (target, state.frontier)
-        measured = fold.measured(connection, head_sign=-1, head=beyond_it, late=beyond_it)
+        measured = fold.measured(connection, beyond_it, sign=-1, late=beyond_it)
         connection.execute(sql.SQL(SQL["take_out"]).format(measured=measured, **state.hour), {"zone": state.time_zone})
         taken_out = -fold.apply_delta(connection, derive=True, hourly=state.hourly_since is not None)
         connection.execute(SQL["drop_tail_changes"], {"from": target})

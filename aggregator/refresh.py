@@ -102,10 +102,10 @@ class _Run:
 
 def forecast(connection: Connection) -> Forecast:
     """Count what a refresh would fold, in one snapshot, and fold nothing."""
-    source = fold.source_name(connection)
+    attached = fold.attached(connection)
 
     def count() -> Forecast:
-        with fold.snapshot(connection, source, lock_state=False) as state:
+        with fold.snapshot(connection, attached, lock_state=False) as state:
             instant = state.sealed_until if state.truncated else state.frontier
             events = _scalar(connection, "count_tail", **{"from": instant})
             late = _scalar(connection, "count_late", frontier=instant)
@@ -130,7 +130,6 @@ def refresh(
     started = time.monotonic()
     with transaction(connection):
         state = fold.read_state(connection)
-        source = state.source
         run = _Run(int(_scalar(connection, "begin_run")))
     try:
         fold.with_retries(lambda: _note_sequence(connection), check)
@@ -140,7 +139,7 @@ def refresh(
         else:
             target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
             notes = [] if run.waited_for else _mend(connection, settings, run, check)
-        notes += _fold_up_to(connection, settings, run, source, target, progress, check)
+        notes += _fold_up_to(connection, settings, run, state, target, progress, check)
         if run.hours_missing:  # for a while, so that the frontier does not wait for it
             hourly.fill(connection, settings, seconds=_FILL_SECONDS, check=check)
         doubt = fold.with_retries(lambda: _doubt(connection))
@@ -309,7 +308,7 @@ def _fold_up_to(
     connection: Connection,
     settings: Settings,
     run: _Run,
-    source: str,
+    attached: fold.State,
     target: str,
     progress: Callable[[Progress], None],
     check: Callable[[], None],
@@ -327,7 +326,8 @@ def _fold_up_to(
             check()
             try:
                 finished = fold.with_retries(
-                    lambda: _step(connection, settings, run, source, None if run.waited_for else target, workers), check
+                    lambda: _step(connection, settings, run, attached, None if run.waited_for else target, workers),
+                    check,
                 )
                 mends = 0
             except _PartitionsChangedError as exc:
@@ -342,10 +342,15 @@ def _fold_up_to(
 
 
 def _step(
-    connection: Connection, settings: Settings, run: _Run, source: str, target: str | None, workers: Workers | None
+    connection: Connection,
+    settings: Settings,
+    run: _Run,
+    attached: fold.State,
+    target: str | None,
+    workers: Workers | None,
 ) -> bool:
     """Fold one step and commit; return whether nothing is left to do."""
-    with fold.snapshot(connection, source, lock_state=True) as state:
+    with fold.snapshot(connection, attached, lock_state=True) as state:
         if state.truncated:
             events, late, more = 0, _start_anew(connection), True
         else:
@@ -476,7 +481,7 @@ def _days(connection: Connection, state: fold.State, upper: str) -> list[sql.Com
         if row is None:
             break
         day, end = row
-        measured = fold.measured(connection, tail=(lower, end))
+        measured = fold.measured(connection, (lower, end))
         days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured, **state.hour))
         lower = end
     return days

@@ -37,10 +37,10 @@ def seal(connection: Connection, settings: Settings, day: str, *, dry_run: bool 
     follows the raw events: trust is restored by a repair, or by a refresh after a TRUNCATE. Raises UsageError where the
     rollups do not cover the days, or may not be believed for another reason.
     """
-    source = fold.source_name(connection)
+    attached = fold.attached(connection)
 
     def once() -> tuple[Sealed, bool, bool]:
-        with fold.snapshot(connection, source, lock_state=not dry_run) as state:
+        with fold.snapshot(connection, attached, lock_state=not dry_run) as state:
             gone = _require_sealable(connection, day)
             sealed = _kept(connection, day)
             if not dry_run:

@@ -147,7 +147,7 @@ def verify(
             break
         found, some = fold.with_retries(
             lambda chunk=chunk: _verify_chunk(  # type: ignore[misc]
-                connection, state.source, *chunk, repair=repair, run=None if doubt is None else run, reason=reason
+                connection, state, *chunk, repair=repair, run=None if doubt is None else run, reason=reason
             ),
             check,
         )
@@ -260,7 +260,7 @@ def _restatement_reason(state: fold.State) -> str:
 
 def _verify_chunk(
     connection: Connection,
-    source: str,
+    attached: fold.State,
     day_from: str,
     day_to: str,
     *,
@@ -268,7 +268,7 @@ def _verify_chunk(
     run: int | None,
     reason: str | None,
 ) -> tuple[int, list[Difference]]:
-    with fold.snapshot(connection, source, lock_state=repair) as state:
+    with fold.snapshot(connection, attached, lock_state=repair) as state:
         if state.truncated:
             raise TruncatedError
         days = {"from": day_from, "to": day_to}
@@ -280,7 +280,7 @@ def _verify_chunk(
             expected: sql.Composable = sql.SQL(SQL["expected_distributed"])
         else:
             compared = (whole_hours[0], whole_hours[1])
-            measured = fold.measured(connection, tail=compared, late=compared)
+            measured = fold.measured(connection, compared, late=compared)
             expected = sql.SQL(SQL["expected"]).format(measured=measured, hour=state.hour["hour"])
         differences = sql.SQL(SQL["differences"]).format(
             hours=sql.SQL("" if hour_from is None else SQL["hour_differences"])

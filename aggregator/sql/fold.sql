@@ -5,10 +5,6 @@
 -- Never waits, so it can never be part of a deadlock with the host's DDL.
 lock table {source} in access share mode nowait
 
--- lockable --
--- A foreign table cannot be locked, nor rewritten by this server.
-select coalesce((select c.relkind <> 'f' from pg_catalog.pg_class c where c.oid = pg_catalog.to_regclass(%(source)s)), true)
-
 -- settings_of_workers --
 -- The same on the workers: with less they sort events on disk (a third of the time).
 set local citus.propagate_set_commands = 'local';
@@ -20,6 +16,7 @@ select s.source, s.frontier, s.sealed_until, s.trusted, s.distrust_reason, s.tim
        usage.local_day(s.frontier, s.time_zone) as frontier_day,
        usage.local_day(s.sealed_until, s.time_zone) as sealed_day,
        s.lookback_days, s.distributed,
+       coalesce((select c.relkind <> 'f' from pg_class c where c.oid = to_regclass(s.source)), true) as lockable,
        s.hourly_since
   from usage.state s
 
@@ -44,10 +41,9 @@ update usage.state
  where trusted or repair_day is not null
 
 -- measured --
--- What to write in FROM for signed events: usage.measured_sql().
-select usage.measured_sql(%(head_sign)s, %(head_from)s::timestamptz, %(head_to)s::timestamptz, null, null, null,
-                          %(tail_from)s::timestamptz, %(tail_to)s::timestamptz,
-                          %(late_from)s::timestamptz, %(late_to)s::timestamptz, %(late_sign)s)
+-- What to write in FROM for signed events.
+select usage.measured_sql(%(signs)s::integer[], %(starts)s::timestamptz[], %(ends)s::timestamptz[],
+                          %(late_from)s::timestamptz, %(late_to)s::timestamptz, 'l.sign = ' || %(late_sign)s::integer, null)
 
 -- count_version --
 update usage.state set version = version + 1 where exists (select from pg_temp.delta)

@@ -258,7 +258,7 @@ def _edge_counted_whole(db: Database, _patch: pytest.MonkeyPatch) -> None:
     db.days_only()
     _mutate_function(
         db,
-        "usage.captured_window_parts(timestamptz, timestamptz)",
+        "usage.cut_window(timestamptz, timestamptz)",
         ("p.head_to := since;", "p.head_to := first_at;"),
         ("p.head_from := since;", "p.head_from := first_at;"),
     )

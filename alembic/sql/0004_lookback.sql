@@ -17,78 +17,6 @@ return case capture_mode when 'lookback' then true
                          when 'origin' then trigger_states like 'usage_delete O %usage_insert O %usage_update O %'
                          else trigger_states like 'usage_delete A %usage_insert A %usage_update A %' end;
 
--- Three functions get a new outside. What they did goes on under another name; theirs stays bound where it is used.
-do $$
-declare
-    moved text;
-begin
-    foreach moved in array array['usage.fingerprint_doubt()', 'usage.window_parts(timestamptz, timestamptz)',
-                                 'usage.problems(interval, interval, bigint, numeric, interval)'] loop
-        execute replace(pg_catalog.pg_get_functiondef(moved::pg_catalog.regprocedure), 'FUNCTION usage.', 'FUNCTION usage.captured_');
-    end loop;
-end $$;
-comment on function usage.captured_fingerprint_doubt() is 'usage.fingerprint_doubt() of a source with triggers.';
-comment on function usage.captured_window_parts(timestamptz, timestamptz) is 'usage.window_parts() of a source with triggers.';
-comment on function usage.captured_problems(interval, interval, bigint, numeric, interval) is 'usage.problems() of a source with triggers.';
-
--- Of a source without triggers nothing is known but whether it is there, and the same.
-create or replace function usage.fingerprint_doubt() returns text
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-as $$
-declare
-    s usage.state;
-begin
-    select * into strict s from usage.state;
-    if s.capture_mode is distinct from 'lookback' then
-        return usage.captured_fingerprint_doubt();
-    elsif to_regclass(s.source) is null then
-        return format('the source %s is gone: restore it, or run aggregator detach', s.source);
-    elsif to_regclass(s.source)::oid <> s.source_oid then
-        return format('another relation bears the name %s: run aggregator attach, then verify --repair', s.source);
-    end if;
-    return null;
-end $$;
-
-create function usage.lookback_reason(first_day date) returns text
-language sql stable security definer set search_path = pg_catalog, pg_temp
-as $$
-    select format('capture is lookback: a late change of the last %s appears at the next refresh, an older one at aggregator verify --repair',
-                  case s.lookback_days when 1 then 'day' else s.lookback_days || ' days' end)
-      from usage.state s
-     where s.capture_mode = 'lookback' and first_day is not null
-$$;
-comment on function usage.lookback_reason(date) is
-'Why an answer that takes days from the rollups, from this one on (null: none), may miss late changes; null if it cannot.';
-
-create or replace function usage.window_parts(since timestamptz, until timestamptz) returns usage.window_parts
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
-as $$
-declare
-    p      usage.window_parts := usage.captured_window_parts(since, until);
-    reason text := usage.lookback_reason(p.day_from);
-begin
-    if reason is not null then
-        p.exact := false;
-        p.reasons := p.reasons || reason;
-    end if;
-    return p;
-end $$;
-
-create or replace function usage.problems(
-    max_lag interval, max_verification_age interval, max_pending_changes bigint, max_rejected_share numeric, max_frontier_ahead interval)
-returns table (code text, problem text, remedy text)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD' set timezone = 'UTC'
-as $$
-begin
-    return query
-        select p.code, p.problem, p.remedy
-          from usage.captured_problems(max_lag, max_verification_age, max_pending_changes, max_rejected_share, max_frontier_ahead) p
-         -- a view or foreign table has no index of its own
-         where not (p.code = 'source' and p.remedy like 'CREATE INDEX %'
-                    and exists (select from usage.state s join pg_class c on c.oid = to_regclass(s.source)
-                                 where s.capture_mode = 'lookback' and c.relkind in ('v', 'f')));
-end $$;
-
 -- Events of a range ----------------------------------------------------------------------------------------------------
 
 -- What the planner inlines, so that a range costs what it did. For a table that Citus distributes attach puts others in their
@@ -131,17 +59,6 @@ comment on function usage.distributed_sums(timestamptz, timestamptz) is
 alter table usage.state add column distributed boolean not null default false;
 comment on column usage.state.distributed is 'Whether the source is a table that Citus distributes: folds add up on its workers.';
 
-create or replace function usage.range_sql(since timestamptz, until timestamptz) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
-as $$
-begin
-    if (select s.distributed from usage.state s) then
-        return format('usage.event_between(%L::timestamptz, %L::timestamptz) e', since, until);
-    end if;
-    return format('usage.event() e where e.created_at >= %L::timestamptz', since)
-        || case when until is null then '' else format(' and e.created_at < %L::timestamptz', until) end;
-end $$;
-
 create or replace function usage.pending_event()
 returns table (sign integer, created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
 language plpgsql stable security definer
@@ -174,22 +91,3 @@ begin
 exception when undefined_table or undefined_column then  -- renamed or dropped by the host: usage.problems() says so
     return null;
 end $$;
-
--- Until deploy/roles.sql is run again: whoever could read events still can.
-do $$
-declare
-    statement text;
-begin
-    for statement in
-        select format('grant execute on function %s to %s%s', new.oid::regprocedure, a.grantee::regrole,
-                      case when a.is_grantable then ' with grant option' else '' end)
-          from pg_proc new, pg_proc old, aclexplode(old.proacl) a
-         where old.oid = 'usage.event()'::regprocedure and a.grantee not in (0, old.proowner)
-           and new.pronamespace = 'usage'::regnamespace
-           and new.proname in ('event_between', 'next_event', 'nth_event', 'distributed_sums')
-    loop
-        execute statement;
-    end loop;
-end $$;
-
-select usage.restore_grants();

@@ -1,128 +1,30 @@
--- Hourly rollup, opt-in: the edges of windows by hours, and days of other time zones. Empty while it is off.
+-- Reading: statements made for what is asked, and the parts that they are made of.
 
--- Hours -----------------------------------------------------------------------------------------------------------------
+-- Events --------------------------------------------------------------------------------------------------------------
 
--- Whole hours of UTC. Two days at either end of years 1-9999 have none, so that no time zone has an hour outside them.
-create function usage.hour_of(at timestamptz) returns timestamptz
-language sql immutable parallel safe
-return case when at >= '0001-01-03 00:00:00+00' and at < '9999-12-30 00:00:00+00'
-            then pg_catalog.date_bin('1 hour', at, '2000-01-01 00:00:00+00') end;
-comment on function usage.hour_of(timestamptz) is 'The whole UTC hour that an instant lies in, by its first instant; null outside of years 1-9999 and two days within them.';
+-- So that parallel workers may run what they are inlined into.
+alter function usage.event() parallel safe;
+alter function usage.collection() parallel safe;
 
-create function usage.hours_to(at timestamptz) returns timestamptz
-language sql immutable parallel safe
-return pg_catalog.date_bin('1 hour', greatest('0001-01-03 00:00:00+00', least(at, '9999-12-30 00:00:00+00')), '2000-01-01 00:00:00+00');
-comment on function usage.hours_to(timestamptz) is 'Where the whole hours below an instant end.';
-
-create function usage.hours_from(at timestamptz) returns timestamptz
-language sql immutable parallel safe
-return case when usage.hours_to(at) >= at then usage.hours_to(at) else least(usage.hours_to(at) + interval '1 hour', '9999-12-30 00:00:00+00') end;
-comment on function usage.hours_from(timestamptz) is 'Where the whole hours from an instant on begin.';
-
-create table usage.hourly_fact (
-    hour             timestamptz not null,
-    key_id           integer     not null,
-    event_count      bigint      not null,
-    total_value      numeric     not null,
-    secondary_value  numeric     not null,
-    rejected_count   bigint      not null,
-    constraint hourly_fact_pkey primary key (hour, key_id),
-    constraint hourly_fact_hour check (hour = usage.hour_of(hour))
-) with (fillfactor = 90);
-create table usage.hourly_collection_fact (
-    hour             timestamptz not null,
-    key_id           integer     not null,
-    event_count      bigint      not null,
-    total_value      numeric     not null,
-    secondary_value  numeric     not null,
-    rejected_count   bigint      not null,
-    constraint hourly_collection_fact_pkey primary key (hour, key_id),
-    constraint hourly_collection_fact_hour check (hour = usage.hour_of(hour))
-) with (fillfactor = 90);
-comment on table usage.hourly_fact is 'Sums by hour and key, from usage.state.hourly_since on; usage.hourly shows them with their keys.';
-comment on table usage.hourly_collection_fact is
-'Sums by hour, collection and resource type, from usage.state.hourly_since on; usage.hourly_collection shows them with their keys.';
-comment on constraint hourly_fact_hour on usage.hourly_fact is 'An hour is named by its first instant: what lies elsewhere in it would be missed.';
-comment on constraint hourly_collection_fact_hour on usage.hourly_collection_fact is
-'An hour is named by its first instant: what lies elsewhere in it would be missed.';
-
-create view usage.hourly as
-select f.hour, k.collection_id, k.resource_type, k.job_type, k.model_level,
-       f.event_count, f.total_value, f.secondary_value, f.rejected_count
-  from usage.hourly_fact f
-  join usage.key k on k.id = f.key_id;
-create view usage.hourly_collection as
-select f.hour, k.collection_id, k.resource_type, f.event_count, f.total_value, f.secondary_value, f.rejected_count
-  from usage.hourly_collection_fact f
-  join usage.key k on k.id = f.key_id;
-comment on view usage.hourly is
-'Rollup by hour and key, of hours from usage.state.hourly_since on, as of usage.freshness; empty unless aggregator attach --hourly was run.';
-comment on view usage.hourly_collection is
-'Rollup by hour, collection and resource type, of hours from usage.state.hourly_since on, as of usage.freshness; empty unless aggregator attach --hourly was run.';
-do $$
-declare
-    relation text;
-begin
-    foreach relation in array array['hourly_fact', 'hourly_collection_fact', 'hourly', 'hourly_collection'] loop
-        execute format('comment on column usage.%I.hour is %L', relation, 'First instant of the hour, a whole hour of UTC.');
-        if relation like '%fact' then
-            execute format('comment on column usage.%I.key_id is %L', relation, 'usage.key.id'
-                           || case when relation like '%collection%' then ' of a key without job type and model level.' else '.' end);
-        else
-            execute format('comment on column usage.%I.collection_id is %L', relation, 'Collection, or null.');
-            execute format('comment on column usage.%I.resource_type is %L', relation, 'Resource type, or null; long text is abridged.');
-        end if;
-        execute format('comment on column usage.%I.event_count is %L', relation, 'Number of events.');
-        execute format('comment on column usage.%I.total_value is %L', relation, 'Exact sum of the type''s value, in usage.metric.unit.');
-        execute format('comment on column usage.%I.secondary_value is %L', relation, 'Exact sum of the type''s secondary value, in usage.metric.secondary_unit.');
-        execute format('comment on column usage.%I.rejected_count is %L', relation, 'Events with a value that is no number: counted, adding 0.');
-    end loop;
-end $$;
-comment on column usage.hourly.job_type is 'detail->>job_type, or null; long text is abridged.';
-comment on column usage.hourly.model_level is 'detail->>model_level, or null; long text is abridged.';
-
-alter table usage.state add column hourly_since timestamptz;
-comment on column usage.state.hourly_since is
-'From this hour on the hourly rollup holds what the daily one does; -infinity: of all hours; null: it is off. A fill moves it down.';
-alter table usage.state add constraint state_hourly_since check (not isfinite(hourly_since) or hourly_since = usage.hour_of(hourly_since));
-comment on constraint state_hourly_since on usage.state is 'It is a whole hour.';
-
-alter table usage.restatement drop constraint restatement_rollup;
-alter table usage.restatement add constraint restatement_rollup
-    check (rollup in ('daily', 'monthly', 'daily_collection', 'monthly_collection', 'daily_total', 'hourly', 'hourly_collection'));
-comment on column usage.restatement.bucket is 'The day (or the month''s first day) that was changed; for the hourly rollup the day of its hours.';
-
-create or replace function usage.analyze_changed() returns setof text
-language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms'
+create function usage.range_sql(since timestamptz, until timestamptz) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
-declare
-    changed regclass;
 begin
-    for changed in
-        select s.relid
-          from pg_stat_user_tables s
-          join pg_class c on c.oid = s.relid
-         where s.schemaname = 'usage'
-           and s.relname in ('daily_fact', 'daily_collection_fact', 'daily_total', 'monthly_fact', 'monthly_collection_fact',
-                             'hourly_fact', 'hourly_collection_fact', 'key', 'late_change',
-                             'trailing', 'monthly_ranking')
-           and s.n_mod_since_analyze > 50 + 0.05 * greatest(c.reltuples, 0)
-         order by s.relname
-    loop
-        begin
-            execute format('analyze %s', changed);
-            return next changed::text;
-        exception when lock_not_available then  -- a VACUUM is at it: the next time will do
-            continue;
-        end;
-    end loop;
+    if (select s.distributed from usage.state s) then
+        return format('usage.event_between(%L::timestamptz, %L::timestamptz) e where true', since, until);
+    end if;
+    return format('usage.event() e where e.created_at >= %L::timestamptz', since)
+        || case when until is null then '' else format(' and e.created_at < %L::timestamptz', until) end;
 end $$;
+comment on function usage.range_sql(timestamptz, timestamptz) is
+'What to write behind FROM for the events e of [since, until), until null: open; conditions may follow.';
 
--- Reading events: any number of ranges -----------------------------------------------------------------------------------
-
--- As usage.measured_sql() was, which is made of this now.
-create function usage.measured_ranges_sql(
-    signs integer[], starts timestamptz[], ends timestamptz[], late_from timestamptz, late_to timestamptz, late_where text)
+-- Text, for the values are made for the definitions of metrics that the snapshot has: a CASE costs less than a join, and
+-- what is not asked for is not in the statement at all, so it costs no planning, and parallel workers may run it. Both
+-- OFFSETs are fences: without them each expression below would be worked out anew wherever it is used. In quotes: a number
+-- is cast to bigint, and the planner takes a cast for a limit that forbids parallel workers.
+create function usage.measured_sql(
+    signs integer[], starts timestamptz[], ends timestamptz[], late_from timestamptz, late_to timestamptz, late_where text, collection uuid)
 returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
@@ -130,24 +32,25 @@ declare
     arms       text[] := '{}';
     value      text;
     secondary  text;
+    of_one     constant text := case when collection is null then '' else format(' and %%s.collection_id = %L::uuid', collection) end;
 begin
     for n in 1 .. cardinality(signs) loop
         if coalesce(starts[n] < ends[n], starts[n] is not null) and (cardinality(signs) <= 12 or ends[n] is null) then
-            arms := arms || format('select %s as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail from %s',
-                                   signs[n], usage.range_sql(starts[n], ends[n]));
+            arms := arms || (format('select %s as sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail from %s',
+                                    signs[n], usage.range_sql(starts[n], ends[n])) || format(of_one, 'e'));
         end if;
     end loop;
     if cardinality(signs) > 12 then  -- one by one by the index, all the same; the planner needs time for each arm
         arms := arms || format('select c.sign, false as late, e.created_at, e.collection_id, e.resource_type, e.detail'
                                ' from unnest(%L::integer[], %L::timestamptz[], %L::timestamptz[]) c (sign, from_at, to_at),'
                                ' lateral (select x.created_at, x.collection_id, x.resource_type, x.detail from usage.event() x'
-                               ' where x.created_at >= c.from_at and x.created_at < c.to_at offset ''0'') e', signs, starts, ends);
+                               ' where x.created_at >= c.from_at and x.created_at < c.to_at%s offset ''0'') e', signs, starts, ends, format(of_one, 'x'));
     end if;
     if late_from < late_to then
         arms := arms || (format('select l.sign::integer as sign, true as late, l.created_at, l.collection_id, l.resource_type, l.detail'
                                 ' from usage.late_change l where l.created_at >= %L::timestamptz and l.created_at < %L::timestamptz',
                                 late_from, late_to)
-                         || coalesce(' and ' || late_where, ''));
+                         || coalesce(' and ' || late_where, '') || format(of_one, 'l'));
     end if;
     if arms = '{}' then
         arms := array['select 1 as sign, false as late, null::timestamptz as created_at, null::uuid as collection_id,'
@@ -190,25 +93,32 @@ select n.sign, n.late, n.created_at, n.collection_id,
         coalesce('case r.resource_type collate "C"' || value || ' end', 'null::jsonb'),
         coalesce('case r.resource_type collate "C"' || secondary || ' end', 'null::jsonb'), array_to_string(arms, ' union all '));
 end $$;
-comment on function usage.measured_ranges_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text) is
-'What to write in FROM for the signed events of some ranges with their key and values: ranges of raw events, each with a sign (end null: open; empty ones are left out), and one of late changes with a condition on l (null: none). The metric expression''s one home, for folds, reads and verify.';
+comment on function usage.measured_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid) is
+'What to write in FROM for the signed events of some ranges with their key and values: ranges of raw events, each with a sign (end null: open; empty ones are left out), and one of late changes with a condition on l (null: none); of one collection or (null) all. The metric expression''s one home, for folds, reads and verify.';
 
-create or replace function usage.measured_sql(
-    head_sign integer, head_from timestamptz, head_to timestamptz,
-    foot_sign integer, foot_from timestamptz, foot_to timestamptz,
-    tail_from timestamptz, tail_to timestamptz,
-    late_from timestamptz, late_to timestamptz, late_sign integer)
-returns text
-language sql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
+create or replace function usage.pending_sums()
+returns table (day date, collection_id uuid, resource_type text, job_type text, model_level text,
+               event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp set jit = off set parallel_setup_cost = 100000 set row_security = off
 as $$
-    select usage.measured_ranges_sql(
-               array[case when head_from < head_to then head_sign end, case when foot_from < foot_to then foot_sign end, 1],
-               array[case when head_from < head_to then head_from end, case when foot_from < foot_to then foot_from end, tail_from],
-               array[head_to, foot_to, tail_to], late_from, late_to,
-               case when late_sign is not null then format('l.sign = %s', late_sign) end)
-$$;
-comment on function usage.measured_sql(integer, timestamptz, timestamptz, integer, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, integer) is
-'What to write in FROM for the signed events of some ranges with their key and values: up to three ranges of raw events, each with a sign (null bounds: none; tail_to null: open), and one of late changes (late_sign null: both signs).';
+declare
+    top  timestamptz := usage.effective_frontier();
+    zone text := (select s.time_zone from usage.state s);
+begin
+    return query execute format($query$
+        select usage.local_day(e.created_at, $1), e.collection_id, e.resource_type, e.job_type, e.model_level,
+               sum(e.sign)::bigint,
+               coalesce(sum(usage.signed(e.sign, e.value)), 0),
+               coalesce(sum(usage.signed(e.sign, e.secondary)), 0),
+               coalesce(sum(e.sign) filter (where e.rejected), 0)::bigint
+          from %s e
+         group by 1, 2, 3, 4, 5
+    $query$, usage.measured_sql(array[1], array[top], array[null]::timestamptz[], '-infinity', top, null, null))
+    using zone;
+end $$;
+
+drop function usage.measured(integer, timestamptz, timestamptz, integer, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz, integer);
 
 -- The window and its parts ------------------------------------------------------------------------------------------------
 
@@ -271,8 +181,8 @@ return usage.day_start(day, zone) >= low
 comment on function usage.is_of_hours(date, text, timestamptz) is
 'Whether a local day begins and ends with a whole UTC hour, none of them below one; null near the ends of years 1-9999.';
 
--- As before. With the hourly rollup the part of an edge day is cut again, at hours, by the same rule.
-create or replace function usage.captured_window_parts(since timestamptz, until timestamptz) returns usage.window_parts
+-- What usage.window_parts() was. With the hourly rollup the part of an edge day is cut again, at hours, by the same rule.
+create function usage.cut_window(since timestamptz, until timestamptz) returns usage.window_parts
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
 declare
@@ -531,29 +441,77 @@ begin
     end if;
     return p;
 end $$;
+comment on function usage.cut_window(timestamptz, timestamptz) is
+'How a window is put together, if capture misses nothing: usage.window_parts() says whether it may.';
 
-create or replace function usage.window_events_sql(p usage.window_parts) returns text
+create function usage.lookback_reason(first_day date) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select format('capture is lookback: a late change of the last %s appears at the next refresh, an older one at aggregator verify --repair',
+                  case s.lookback_days when 1 then 'day' else s.lookback_days || ' days' end)
+      from usage.state s
+     where s.capture_mode = 'lookback' and first_day is not null
+$$;
+comment on function usage.lookback_reason(date) is
+'Why an answer that takes days from the rollups, from this one on (null: none), may miss late changes; null if it cannot.';
+
+create or replace function usage.window_parts(since timestamptz, until timestamptz) returns usage.window_parts
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
 declare
-    any_late constant boolean := exists (select from usage.late_change l where l.created_at >= p.late_from and l.created_at < p.late_to);
+    p      usage.window_parts := usage.cut_window(since, until);
+    reason text := usage.lookback_reason(p.day_from);
 begin
-    if p.hour_signs is null then
-        if any_late or p.head_from < p.head_to or p.foot_from < p.foot_to or p.tail_from is not null then
-            return usage.measured_sql(p.head_sign, p.head_from, p.head_to, p.foot_sign, p.foot_from, p.foot_to, p.tail_from, p.tail_to,
-                                      case when any_late then p.late_from end, case when any_late then p.late_to end, null);
-        end if;
-    elsif any_late or cardinality(p.cut_signs) > 0 or p.head_from < p.head_to or p.foot_from < p.foot_to or p.tail_from is not null then
-        return usage.measured_ranges_sql(
-            array[p.head_sign, p.foot_sign, 1] || p.cut_signs,
-            array[case when p.head_from < p.head_to then p.head_from end, case when p.foot_from < p.foot_to then p.foot_from end, p.tail_from] || p.cut_from,
-            array[p.head_to, p.foot_to, p.tail_to] || p.cut_to,
-            case when any_late then p.late_from end, case when any_late then p.late_to end,
-            (select string_agg(format('not (l.created_at >= %L::timestamptz and l.created_at < %L::timestamptz)', g.from_at, g.to_at), ' and ')
-               from unnest(p.gap_from, p.gap_to) g (from_at, to_at)));
+    if reason is not null then
+        p.exact := false;
+        p.reasons := p.reasons || reason;
     end if;
-    return null;
+    return p;
 end $$;
+
+-- Rollups -----------------------------------------------------------------------------------------------------------------
+
+create function usage.keys_of(collection uuid, by_key boolean) returns integer[]
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select case when collection is not null
+                then array(select distinct case when by_key then k.id else k.collection_key end from usage.key k where k.collection_id = collection) end
+$$;
+comment on function usage.keys_of(uuid, boolean) is
+'The numbers of a collection''s keys, or of those without job type and model level; null: all collections.';
+
+-- One collection is looked up bucket by bucket, for the index leads with the bucket; where there are too many buckets or
+-- keys for that to pay, or end buckets that cannot be counted, the range is read and the keys are picked out.
+create function usage.fact_sql(fact text, from_bucket date, to_bucket date, sign integer, keys integer[], bucket text) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
+as $$
+declare
+    of_months constant boolean := fact like 'monthly%';
+    column_is constant text := case when of_months then 'month' else 'day' end;
+    buckets   integer;
+    sums      constant text := case when sign < 0 then '-f.event_count as event_count, -f.total_value as total_value, -f.secondary_value as secondary_value'
+                                    else 'f.event_count, f.total_value, f.secondary_value' end;
+begin
+    if from_bucket is null or to_bucket is null or from_bucket >= to_bucket then
+        return null;
+    end if;
+    if keys is not null and isfinite(from_bucket) and isfinite(to_bucket) and to_bucket - from_bucket < 40000 then
+        buckets := case when of_months then (extract(year from to_bucket) - extract(year from from_bucket)) * 12
+                                            + extract(month from to_bucket) - extract(month from from_bucket)
+                        else to_bucket - from_bucket end;
+        if buckets::bigint * cardinality(keys) <= 20000 then
+            return format('select %s as bucket, f.key_id, %s from generate_series(0, %s) b (n), usage.%I f where f.%I = %s and f.key_id = any (%L::integer[])',
+                          replace(bucket, '*', 'f.' || column_is), sums, buckets - 1, fact, column_is,
+                          case when of_months then format('(%L::timestamp + b.n * interval ''1 month'')::date', from_bucket)
+                               else format('%L::date + b.n', from_bucket) end, keys);
+        end if;
+    end if;
+    return format('select %s as bucket, f.key_id, %s from usage.%I f where f.%I >= %L::date and f.%I < %L::date%s',
+                  replace(bucket, '*', 'f.' || column_is), sums, fact, column_is, from_bucket, column_is, to_bucket,
+                  case when keys is null then '' else format(' and f.key_id = any (%L::integer[])', keys) end);
+end $$;
+comment on function usage.fact_sql(text, date, date, integer, integer[], text) is
+'A statement that reads the rows of a rollup in [from_bucket, to_bucket), of some keys or (null) all, with a sign; null: there are none to read. bucket: an expression, with * for the row''s day or month.';
 
 create function usage.hour_fact_sql(
     fact text, from_hour timestamptz, to_hour timestamptz, sign integer, keys integer[], bucket text, condition text)
@@ -581,6 +539,47 @@ end $$;
 comment on function usage.hour_fact_sql(text, timestamptz, timestamptz, integer, integer[], text, text) is
 'A statement that reads the rows of an hourly rollup in [from_hour, to_hour), of some keys or (null) all, with a sign and a condition on f (null: none); null: there are none to read. bucket: an expression of f.';
 
+-- Late changes are looked for first: mostly there is none, and without them whole days need no events at all.
+create function usage.window_events_sql(p usage.window_parts, collection uuid) returns text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
+as $$
+declare
+    any_late constant boolean := exists (select from usage.late_change l where l.created_at >= p.late_from and l.created_at < p.late_to);
+begin
+    if any_late or cardinality(p.cut_signs) > 0 or p.head_from < p.head_to or p.foot_from < p.foot_to or p.tail_from is not null then
+        return usage.measured_sql(
+            array[p.head_sign, p.foot_sign, 1] || p.cut_signs,
+            array[case when p.head_from < p.head_to then p.head_from end, case when p.foot_from < p.foot_to then p.foot_from end, p.tail_from] || p.cut_from,
+            array[p.head_to, p.foot_to, p.tail_to] || p.cut_to,
+            case when any_late then p.late_from end, case when any_late then p.late_to end,
+            (select string_agg(format('not (l.created_at >= %L::timestamptz and l.created_at < %L::timestamptz)', g.from_at, g.to_at), ' and ')
+               from unnest(p.gap_from, p.gap_to) g (from_at, to_at)),
+            collection);
+    end if;
+    return null;
+end $$;
+comment on function usage.window_events_sql(usage.window_parts, uuid) is
+'What to write in FROM for the events of a window that are not in its whole days or hours, of one collection or (null) all; null: there are none to read.';
+
+create function usage.days_sql(p usage.window_parts, by_key boolean, by_months boolean, collection uuid, bucket text) returns text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+    level constant text := case when by_key then '_fact' else '_collection_fact' end;
+    keys  constant integer[] := usage.keys_of(collection, by_key);
+    -- No rollup row lies past the frontier's day.
+    last  constant date := usage.next_day(usage.local_day(p.frontier, p.zone));
+begin
+    return case
+        when by_months then nullif(concat_ws(' union all ',
+            usage.fact_sql('monthly' || level, p.month_from, least(p.month_to, usage.next_month(usage.month_of(last))), 1, keys, bucket),
+            usage.fact_sql('daily' || level, p.left_from, least(p.left_to, last), p.left_sign, keys, bucket),
+            usage.fact_sql('daily' || level, p.right_from, least(p.right_to, last), p.right_sign, keys, bucket)), '')
+        else usage.fact_sql('daily' || level, p.day_from, least(p.day_to, last), 1, keys, bucket) end;
+end $$;
+comment on function usage.days_sql(usage.window_parts, boolean, boolean, uuid, text) is
+'A statement that reads the whole days of a window from the rollups: by key or by collection and type, through months where they may be used or day by day, of one collection or (null) all; null: there are none.';
+
 create function usage.hours_sql(p usage.window_parts, by_key boolean, collection uuid, bucket text) returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
@@ -601,17 +600,13 @@ end $$;
 comment on function usage.hours_sql(usage.window_parts, boolean, uuid, text) is
 'A statement that reads the hours of a window from the hourly rollup: by key or by collection and type, of one collection or (null) all; null: there are none. bucket: as in usage.fact_sql(), of the day that the hours lie in.';
 
-create function usage.keys_of(collection uuid, by_key boolean) returns integer[]
-language sql stable security definer set search_path = pg_catalog, pg_temp
-as $$
-    select case when collection is not null
-                then array(select distinct case when by_key then k.id else k.collection_key end from usage.key k where k.collection_id = collection) end
-$$;
-comment on function usage.keys_of(uuid, boolean) is
-'The numbers of a collection''s keys, or of those without job type and model level; null: all collections.';
+-- Answers -----------------------------------------------------------------------------------------------------------------
 
--- As before, and hours. Those are read once, for all sections.
-create or replace function usage.window_rows(
+-- The one reader: every section of every answer comes from this statement. It holds what the window needs and no more:
+-- planning takes longer than reading a small window. Starting parallel workers takes longer than reading rollups; it pays
+-- where all there is has to be read raw: hence the setup cost, about a second's work.
+drop function usage.window_rows(timestamptz, timestamptz, uuid, boolean, boolean, boolean);
+create function usage.window_rows(
     since timestamptz, until timestamptz, collection uuid, by_collection boolean, ai boolean, daily boolean, receipt boolean)
 returns table (
     section text, day date, collection_id uuid, resource_type text, job_type text, model_level text,
@@ -623,7 +618,7 @@ set search_path = pg_catalog, pg_temp set jit = off set parallel_setup_cost = 10
 as $$
 declare
     p        usage.window_parts := usage.window_parts(since, until);
-    events   constant text := usage.window_events_sql(p);
+    events   constant text := usage.window_events_sql(p, collection);
     days     constant text := case when by_collection or ai then usage.days_sql(p, ai, true, collection, 'null::date') end;
     hours    constant text := case when p.hour_signs is not null then usage.hours_sql(p, ai, collection, case when daily then '*' else 'null::date' end) end;
     rolled   text;
@@ -647,11 +642,10 @@ begin
           from %s e
          where %s
          group by 1, 2, 3, 4, 5)$query$,
-            case when daily then 'usage.local_day(e.created_at, $5)' else 'null::date' end,
+            case when daily then 'usage.local_day(e.created_at, $4)' else 'null::date' end,
             case when ai then 'e.job_type, e.model_level' else 'null::text as job_type, null::text as model_level' end,
             events,
-            concat_ws(' and ', case when collection is null then 'true' else 'e.collection_id = $1' end,
-                      case when not (by_collection or daily) then $query$e.resource_type = 'ai'$query$ end)));
+            case when by_collection or daily then 'true' else $query$e.resource_type = 'ai'$query$ end));
     end if;
     rolled := nullif(concat_ws(' union all ', days, case when hours is not null and (by_collection or ai) then
         'select h.bucket, h.key_id, h.event_count, h.total_value, h.secondary_value from hours h' end), '');
@@ -727,7 +721,7 @@ begin
     if receipt then
         sections := array_append(sections, format($query$
     select 'receipt'::text, null::date, null::uuid, null::text, null::text, null::text, null::bigint, null::numeric, null::numeric,
-           %s, %s, $2, $3, $4$query$,
+           %s, %s, $1, $2, $3$query$,
             concat_ws(' + ', '0::bigint',
                       case when rolled is not null then 'coalesce((select sum(k.rollup_rows) from rollup k), 0)::bigint' end,
                       case when series is not null then 'coalesce((select sum(s.rollup_rows) from series s), 0)::bigint' end),
@@ -737,10 +731,14 @@ begin
     if sections <> '{}' then
         return query execute case when parts = '{}' then '' else 'with ' || array_to_string(parts, ', ') end
                              || array_to_string(sections, ' union all ')
-        using collection, p.frontier, p.exact, p.reasons, p.zone;
+        using p.frontier, p.exact, p.reasons, p.zone;
     end if;
 end $$;
+comment on function usage.window_rows(timestamptz, timestamptz, uuid, boolean, boolean, boolean, boolean) is
+'Sums of the window [since, until), of one collection or (null) all, for the sections asked for, and the receipt of that read.';
 
+-- The same parts, for any keys and one grain. Days are taken from the coarsest rollup that has the keys, months only where
+-- no bucket cuts them. The resource type is a key always: units do not add up.
 create or replace function usage.window_sums(
     since timestamptz, until timestamptz, collection uuid,
     by_collection boolean, by_job_type boolean, by_model_level boolean, grain text)
@@ -757,21 +755,21 @@ declare
     events    text;
     days      text;
     hours     text;
-    bucket_is constant text := case when grain = 'none' then 'null::date' else 'usage.bucket_of(*, $2)' end;
+    bucket_is constant text := case when grain = 'none' then 'null::date' else 'usage.bucket_of(*, $1)' end;
     parts     text[] := '{}';
 begin
-    events := usage.window_events_sql(p);
+    events := usage.window_events_sql(p, collection);
     if events is not null then
         parts := array_append(parts, format($query$
             select %s as bucket, %s as collection_id, e.resource_type, %s as job_type, %s as model_level, e.sign::bigint as event_count,
                    coalesce(usage.signed(e.sign, e.value), 0) as total_value,
                    coalesce(usage.signed(e.sign, e.secondary), 0) as secondary_value
-              from %s e%s$query$,
-            case when grain <> 'none' then 'usage.bucket_of(usage.local_day(e.created_at, $3), $2)' else 'null::date' end,
+              from %s e$query$,
+            case when grain <> 'none' then 'usage.bucket_of(usage.local_day(e.created_at, $2), $1)' else 'null::date' end,
             case when by_collection then 'e.collection_id' else 'null::uuid' end,
             case when by_job_type then 'e.job_type' else 'null::text' end,
             case when by_model_level then 'e.model_level' else 'null::text' end,
-            events, case when collection is not null then ' where e.collection_id = $1' else '' end));
+            events));
     end if;
     if p.hour_signs is not null then
         hours := usage.hours_sql(p, by_key, collection, bucket_is);
@@ -779,7 +777,7 @@ begin
     if by_total then
         if p.day_from < p.day_to then
             parts := array_append(parts, format(
-                'select usage.bucket_of(t.day, $2) as bucket, null::uuid as collection_id, t.resource_type, null::text as job_type,'
+                'select usage.bucket_of(t.day, $1) as bucket, null::uuid as collection_id, t.resource_type, null::text as job_type,'
                 ' null::text as model_level, t.event_count, t.total_value, t.secondary_value'
                 ' from usage.daily_total t where t.day >= %L::date and t.day < %L::date', p.day_from, p.day_to));
         end if;
@@ -807,156 +805,84 @@ begin
               from (%s) z
              group by 1, 2, 3, 4, 5
             having sum(z.event_count) <> 0$query$, array_to_string(parts, ' union all '))
-        using collection, grain, p.zone;
+        using grain, p.zone;
     end if;
 end $$;
 
--- As before, but for what it says of hours.
-create or replace function usage.totals(
-    since timestamptz, until timestamptz default null, by text[] default '{}', grain text default 'none',
-    fill boolean default false, collection uuid default null)
-returns table (bucket date, starts_at timestamptz, collection_id uuid, collection_title text, resource_type text,
-               job_type text, model_level text, event_count bigint, total_value float8, secondary_value float8,
-               unit text, secondary_unit text,
-               event_count_before bigint, total_value_before float8, secondary_value_before float8)
-language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set jit = off set row_security = off set datestyle = 'ISO, YMD'
+-- The sections' functions, as before: without a receipt, which none of them shows.
+
+create or replace function usage.by_collection(since timestamptz, until timestamptz default null, collection uuid default null)
+returns table (collection_id uuid, collection_title text, resource_type text, event_count bigint,
+               total_value float8, secondary_value float8)
+language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
-declare
-    keys      constant text[] := array['collection', 'resource_type', 'job_type', 'model_level'];
-    zone      constant text := (select s.time_zone from usage.state s);
-    wrong     text;
-    before    record;
-    first_in  date;
-    last_in   date;
-    buckets   bigint;
-begin
-    select min(k) into wrong from unnest(by) k where k <> all (keys) or k is null;
-    if wrong is not null or array_position(by, null) is not null then
-        raise invalid_parameter_value using
-            message = format('by: there is no key %s; there are %s', coalesce(quote_literal(wrong), 'NULL'), array_to_string(keys, ', '));
-    elsif grain = 'hour' then
-        raise invalid_parameter_value using message = 'grain: sums are by day, week, month or none; hours are in usage.hourly, if aggregator attach --hourly was run';
-    elsif grain is null or grain not in ('none', 'day', 'week', 'month') then
-        raise invalid_parameter_value using
-            message = format('grain: there is no %s; there are day, week, month and none', coalesce(quote_literal(grain), 'NULL'));
-    elsif since is null then
-        raise invalid_parameter_value using message = 'since: must not be null; use -infinity for all there is';
-    elsif since >= until then
-        raise invalid_parameter_value using message = 'since must be before until';
-    end if;
-    fill := coalesce(fill, false);
-    "by" := coalesce(by, '{}');
-    select * into before from usage.window_before(since, coalesce(until, greatest(now(), since)), grain, zone);
-    if fill and grain <> 'none' and isfinite(since) then
-        first_in := usage.bucket_of(usage.local_day(since, zone), grain);
-    end if;
-    if fill and grain <> 'none' and isfinite(coalesce(until, now())) then
-        last_in := usage.bucket_of(usage.local_day(coalesce(until - interval '1 microsecond', greatest(now(), since)), zone), grain);
-    end if;
-    if fill and last_in - first_in > 40000 then
-        raise invalid_parameter_value using
-            message = format('fill: that would be the days from %s to %s; ask for a shorter window', first_in, last_in);
-    end if;
+    select r.collection_id, c.title, r.resource_type, r.event_count,
+           r.total_value::float8 as total_value, r.secondary_value::float8
+      from usage.window_rows(since, until, collection, true, false, false, false) r
+      left join usage.collection() c on c.id = r.collection_id
+     where r.section = 'by_collection'
+     order by total_value desc, r.collection_id nulls last, r.resource_type collate "C" nulls last
+$$;
 
-    return query
-    with part as materialized (
-        select w.bucket, w.collection_id, w.resource_type, w.job_type, w.model_level,
-               w.event_count, w.total_value, w.secondary_value,
-               0::numeric as event_count_before, 0::numeric as total_value_before, 0::numeric as secondary_value_before
-          from usage.window_sums(since, until, collection, 'collection' = any (by), 'job_type' = any (by),
-                                 'model_level' = any (by), grain) w
-        union all
-        select (w.bucket + before.shift)::date, w.collection_id, w.resource_type, w.job_type, w.model_level,
-               0, 0, 0, w.event_count, w.total_value, w.secondary_value
-          from usage.window_sums(before.since_before, since, collection, 'collection' = any (by), 'job_type' = any (by),
-                                 'model_level' = any (by), grain) w
-         where before.shift is not null
-    ), held as (
-        -- Where sealed days were added up by another definition: "characters / seconds", as the receipt says.
-        select d.resource_type, string_agg(distinct d.unit, ' / ') as unit, string_agg(distinct d.secondary_unit, ' / ') as secondary_unit
-          from usage.metric_definition d
-         where (d.valid_to is null or d.valid_to > coalesce(before.since_before, since)) and (until is null or d.valid_from < until)
-         group by d.resource_type
-    ), typed as (
-        select case when 'resource_type' = any (by) then p.resource_type end as resource_type, m.unit, m.secondary_unit, p.bucket,
-               p.collection_id, p.job_type, p.model_level,
-               p.event_count, p.total_value, p.secondary_value,
-               p.event_count_before, p.total_value_before, p.secondary_value_before
-          from part p
-          left join held m on m.resource_type = p.resource_type collate "C"
-    ), united as (
-        -- The unit of a group, in this window and in the one before: sums of different units are none. A type without
-        -- metric adds 0 to any.
-        select t.bucket, t.collection_id, t.resource_type, t.job_type, t.model_level,
-               sum(t.event_count)::bigint as event_count, sum(t.total_value) as total_value, sum(t.secondary_value) as secondary_value,
-               sum(t.event_count_before)::bigint as event_count_before, sum(t.total_value_before) as total_value_before,
-               sum(t.secondary_value_before) as secondary_value_before,
-               array_agg(distinct t.unit) filter (where t.event_count <> 0 and t.unit is not null) as units,
-               array_agg(distinct t.secondary_unit) filter (where t.event_count <> 0 and t.secondary_unit is not null) as secondary_units,
-               array_agg(distinct t.unit) filter (where t.event_count_before <> 0 and t.unit is not null) as units_before,
-               array_agg(distinct t.secondary_unit) filter (where t.event_count_before <> 0 and t.secondary_unit is not null)
-                   as secondary_units_before
-          from typed t
-         group by 1, 2, 3, 4, 5
-        having fill or sum(t.event_count) <> 0
-    ), summed as materialized (
-        select u.bucket, u.collection_id, u.resource_type, u.job_type, u.model_level, u.event_count,
-               case when coalesce(cardinality(u.units), 0) < 2 then u.total_value end as total_value,
-               case when coalesce(cardinality(u.secondary_units), 0) < 2 then u.secondary_value end as secondary_value,
-               case when cardinality(coalesce(u.units, u.units_before)) = 1
-                    then (coalesce(u.units, u.units_before))[1] end as unit,
-               case when cardinality(coalesce(u.secondary_units, u.secondary_units_before)) = 1
-                    then (coalesce(u.secondary_units, u.secondary_units_before))[1] end as secondary_unit,
-               case when before.shift is not null then u.event_count_before end as event_count_before,
-               case when before.shift is not null and coalesce(cardinality(u.units_before), 0) < 2
-                     and (u.units is null or u.units_before is null or u.units = u.units_before)
-                    then u.total_value_before end as total_value_before,
-               case when before.shift is not null and coalesce(cardinality(u.secondary_units_before), 0) < 2
-                     and (u.secondary_units is null or u.secondary_units_before is null or u.secondary_units = u.secondary_units_before)
-                    then u.secondary_value_before end as secondary_value_before
-          from united u
-    ), filled as (
-        select b.bucket, k.collection_id, k.resource_type, k.job_type, k.model_level, k.unit, k.secondary_unit
-          from (select usage.bucket_of(d.day::date, grain) as bucket
-                  from generate_series(coalesce(first_in, (select min(s.bucket) from summed s where isfinite(s.bucket)))::timestamp,
-                                       coalesce(last_in, (select max(s.bucket) from summed s where isfinite(s.bucket)))::timestamp,
-                                       case grain when 'month' then interval '1 month' when 'week' then interval '7 days'
-                                                  else interval '1 day' end) d (day)
-                 where fill and grain <> 'none') b,
-               (select s.collection_id, s.resource_type, s.job_type, s.model_level, min(s.unit) as unit, min(s.secondary_unit) as secondary_unit
-                  from summed s group by 1, 2, 3, 4
-                union
-                select null, null, null, null, null, null where by = '{}' and not exists (select from summed)) k
-         where not exists (select from summed s
-                            where s.bucket = b.bucket and s.collection_id is not distinct from k.collection_id
-                              and s.resource_type is not distinct from k.resource_type
-                              and s.job_type is not distinct from k.job_type and s.model_level is not distinct from k.model_level)
-    ), whole as (
-        select s.bucket, s.collection_id, s.resource_type, s.job_type, s.model_level, s.event_count, s.total_value, s.secondary_value,
-               s.unit, s.secondary_unit, s.event_count_before, s.total_value_before, s.secondary_value_before
-          from summed s
-        union all
-        select f.bucket, f.collection_id, f.resource_type, f.job_type, f.model_level, 0, 0, 0, f.unit, f.secondary_unit,
-               case when before.shift is not null then 0 end, case when before.shift is not null then 0 end,
-               case when before.shift is not null then 0 end
-          from filled f
-        union all  -- the sum of nothing, as in SQL
-        select null, null, null, null, null, 0, 0, 0, null, null,
-               case when before.shift is not null then 0 end, case when before.shift is not null then 0 end,
-               case when before.shift is not null then 0 end
-         where by = '{}' and grain = 'none' and not exists (select from summed)
-    )
-    select w.bucket, usage.day_label(w.bucket, zone), w.collection_id, c.title, w.resource_type::text, w.job_type::text, w.model_level::text,
-           w.event_count, w.total_value::float8, w.secondary_value::float8, w.unit, w.secondary_unit,
-           w.event_count_before, w.total_value_before::float8, w.secondary_value_before::float8
-      from whole w
-      left join usage.collection() c on c.id = w.collection_id
-     order by w.bucket, w.total_value::float8 desc nulls last, case when w.total_value is null then w.event_count end desc,
-              w.collection_id nulls last,
-              w.resource_type collate "C" nulls last, w.job_type collate "C" nulls last, w.model_level collate "C" nulls last;
-end $$;
+create or replace function usage.ai_drilldown(since timestamptz, until timestamptz default null, collection uuid default null)
+returns table (collection_id uuid, collection_title text, job_type text, model_level text,
+               tokens_in numeric, tokens_out numeric, event_count bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select r.collection_id, c.title, r.job_type, r.model_level,
+           round(r.total_value) as tokens_in, round(r.secondary_value), r.event_count
+      from usage.window_rows(since, until, collection, false, true, false, false) r
+      left join usage.collection() c on c.id = r.collection_id
+     where r.section = 'ai_drilldown'
+     order by tokens_in desc, r.collection_id nulls last,
+              r.job_type collate "C" nulls last, r.model_level collate "C" nulls last
+$$;
+
+create or replace function usage.daily_series(since timestamptz, until timestamptz default null, collection uuid default null)
+returns table (day date, starts_at timestamptz, resource_type text, event_count bigint, total_value float8)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select r.day, usage.day_label(r.day, (select s.time_zone from usage.state s)), r.resource_type, r.event_count,
+           r.total_value::float8
+      from usage.window_rows(since, until, collection, false, false, true, false) r
+     where r.section = 'daily'
+     order by r.day desc, r.resource_type collate "C" nulls last
+$$;
+
+create or replace function usage.receipt(since timestamptz, until timestamptz default null, collection uuid default null)
+returns table (as_of timestamptz, frontier timestamptz, lag interval, exact boolean, reasons text[],
+               rollup_rows bigint, raw_rows bigint, pending_changes bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select now(), r.frontier, case when isfinite(r.frontier) then now() - r.frontier end, r.exact, r.reasons,
+           r.rollup_rows, r.raw_rows, r.pending_changes
+      from usage.window_rows(since, until, collection, true, true, true, true) r
+     where r.section = 'receipt'
+$$;
+
+create or replace function usage.overview_rows(since timestamptz, until timestamptz default null, collection uuid default null)
+returns table (section text, ordinal bigint, day date, starts_at timestamptz, collection_id uuid, collection_title text,
+               resource_type text, job_type text, model_level text,
+               event_count bigint, total_value numeric, secondary_value numeric,
+               as_of timestamptz, frontier timestamptz, exact boolean, reasons text[],
+               rollup_rows bigint, raw_rows bigint, pending_changes bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp
+as $$
+    select r.section,
+           row_number() over (partition by r.section order by
+               r.day desc,
+               case when r.section = 'by_collection' then r.total_value::float8 end desc,
+               case when r.section = 'ai_drilldown' then round(r.total_value) end desc,
+               r.collection_id nulls last, r.resource_type collate "C" nulls last,
+               r.job_type collate "C" nulls last, r.model_level collate "C" nulls last),
+           r.day, usage.day_label(r.day, (select s.time_zone from usage.state s)),
+           r.collection_id, c.title, r.resource_type, r.job_type, r.model_level,
+           r.event_count, r.total_value, r.secondary_value,
+           now(), r.frontier, r.exact, r.reasons, r.rollup_rows, r.raw_rows, r.pending_changes
+      from usage.window_rows(since, until, collection, true, true, true, true) r
+      left join usage.collection() c on c.id = r.collection_id
+     order by 1, 2
+$$;
 
 -- Days of another time zone ------------------------------------------------------------------------------------------------
 
@@ -1039,14 +965,14 @@ begin
         select z.day, usage.day_label(z.day, $1), z.resource_type::text, sum(z.event_count)::bigint, sum(z.total_value)::float8
           from (select usage.local_day(e.created_at, $1) as day, e.resource_type, e.sign as event_count,
                        coalesce(usage.signed(e.sign, e.value), 0) as total_value
-                  from %s e%s%s) z
+                  from %s e%s) z
          group by 1, 3
         having sum(z.event_count) <> 0
          order by 1 desc, z.resource_type::text collate "C" nulls last$query$,
-        usage.measured_ranges_sql(
+        usage.measured_sql(
             array_fill(1, array[cardinality(raw_from)]), raw_from, raw_to, first_hour, least(last_hour, top),
-            case when cut_hours is not null then format('usage.hour_of(l.created_at) <> all (%L::timestamptz[])', cut_hours) end),
-        case when collection is not null then ' where e.collection_id = $2' else '' end,
+            case when cut_hours is not null then format('usage.hour_of(l.created_at) <> all (%L::timestamptz[])', cut_hours) end,
+            collection),
         case when hours is not null then format($query$
                 union all
                 select usage.local_day(h.hour, $1), h.resource_type, h.event_count, h.total_value
@@ -1054,12 +980,12 @@ begin
                           from (%s) y
                           join usage.key k on k.id = y.key_id
                          group by 1, 2) h$query$, hours) else '' end)
-    using zone, collection;
+    using zone;
 end $$;
 comment on function usage.daily_series(timestamptz, timestamptz, uuid, text) is
 'Usage in [since, until) by day of any time zone and by resource type, newest day first; exact in this snapshot. From the hourly rollup, where it is on (aggregator attach --hourly), else from raw events. An error where sealed days would have to be read raw.';
 
--- Whether it would pay ------------------------------------------------------------------------------------------------------
+-- Whether an hourly rollup would pay ----------------------------------------------------------------------------------------
 
 create function usage.hourly_gain(hours integer, at_most integer, out events_per_day bigint, out events bigint, out rows bigint, out whole boolean)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set row_security = off
@@ -1100,38 +1026,3 @@ exception when undefined_table or undefined_column then  -- renamed or dropped b
 end $$;
 comment on function usage.hourly_gain(integer, integer) is
 'How dense the source is: events of a day (of the last 30, as rolled up), and in a sample of hours, each counted up to a limit, how many events become how many rows of the hourly rollup; whole: no hour reached the limit.';
-
--- Privileges ------------------------------------------------------------------------------------------------------------
-
--- As for the daily rollup, until deploy/roles.sql is run again.
-do $$
-declare
-    statement text;
-begin
-    for statement in
-        select format('grant %s on usage.%I to %s%s', g.privilege_type, n.new, case g.grantee when 0 then 'public' else g.grantee::regrole::text end,
-                      case when g.is_grantable then ' with grant option' else '' end)
-          from (values ('daily', 'hourly'), ('daily_collection', 'hourly_collection'), ('daily_fact', 'hourly_fact'),
-                       ('daily_collection_fact', 'hourly_collection_fact')) n (old, new)
-          join pg_class c on c.oid = ('usage.' || n.old)::regclass,
-               lateral aclexplode(c.relacl) g
-         where g.grantee <> c.relowner and g.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
-        union all
-        select format('grant execute on function %s to %s%s', f.new::regprocedure, a.grantee::regrole,
-                      case when a.is_grantable then ' with grant option' else '' end)
-          from (select new.oid as new, 'usage.fingerprint_doubt()'::regprocedure as old
-                  from pg_proc new
-                 where new.pronamespace = 'usage'::regnamespace
-                   and new.proname in ('hour_of', 'hours_to', 'hours_from', 'measured_ranges_sql', 'with_hours', 'is_of_hours', 'hour_fact_sql', 'hours_sql', 'keys_of')
-                union all
-                select 'usage.daily_series(timestamptz, timestamptz, uuid, text)'::regprocedure, 'usage.daily_series(timestamptz, timestamptz, uuid)'::regprocedure
-                union all  -- status
-                select 'usage.hourly_gain(integer, integer)'::regprocedure, 'usage.tail_events(bigint)'::regprocedure) f
-          join pg_proc old on old.oid = f.old, aclexplode(old.proacl) a
-         where a.grantee not in (0, old.proowner)
-    loop
-        execute statement;
-    end loop;
-end $$;
-
-select usage.restore_grants();

@@ -1,9 +1,7 @@
--- Back to 0004.
+-- What every read asks first: whether the rollups may be believed.
 
-alter table usage.key drop constraint key_columns_key;
-create unique index key_columns_key on usage.key ((row(collection_id, resource_type, job_type, model_level)::usage.key_columns));
-analyze usage.key;
-
+-- A look at the partitions locks each of them: where PostgreSQL has no room for so many locks, they are read from pg_inherits,
+-- as when one of them is locked.
 create or replace function usage.source_tree() returns table (relid oid, isleaf boolean)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set lock_timeout = '1ms'
 as $$
@@ -14,7 +12,7 @@ begin
     if not found and root is not null then  -- an ordinary table is no partition tree
         return query select root, true;
     end if;
-exception when lock_not_available then
+exception when lock_not_available or out_of_memory then
     return query
         with recursive tree as (
             select root as relid
@@ -24,23 +22,29 @@ exception when lock_not_available then
         select c.oid, c.relkind <> 'p' from tree t join pg_class c on c.oid = t.relid where c.oid = root or c.relispartition;
 end $$;
 
+-- The triggers of all partitions in one look, rather than one after the other.
 create or replace function usage.fingerprint() returns jsonb
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
+    with tree as materialized (
+        select t.relid, t.isleaf from usage.source_tree() t
+    )
     select jsonb_object_agg(tree.relid::text, coalesce(trigger.states, '')
                || case when tree.isleaf and not coalesce(trigger.truncate, false)
                        then ' file ' || coalesce(pg_relation_filenode(tree.relid)::text, '-') else '' end)
-      from usage.source_tree() tree
-      left join lateral (
-           select string_agg(t.tgname || ' ' || t.tgenabled::text || ' ' || t.xmin::text, ', ' order by t.tgname) as states,
+      from tree
+      left join (
+           select t.tgrelid,
+                  string_agg(t.tgname || ' ' || t.tgenabled::text || ' ' || t.xmin::text, ', ' order by t.tgname) as states,
                   bool_or(t.tgname = 'usage_truncate'
                           and t.tgenabled = case (select s.capture_mode from usage.state s) when 'origin' then 'O' else 'A' end) as truncate
              from pg_trigger t
-            where t.tgrelid = tree.relid
-              and t.tgname in ('usage_insert', 'usage_update', 'usage_delete', 'usage_truncate')) trigger on true
+            where t.tgrelid = any (array(select r.relid from tree r))
+              and t.tgname in ('usage_insert', 'usage_update', 'usage_delete', 'usage_truncate')
+            group by t.tgrelid) trigger on trigger.tgrelid = tree.relid
 $$;
 
-create or replace function usage.captured_fingerprint_doubt() returns text
+create or replace function usage.fingerprint_doubt() returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -49,29 +53,38 @@ declare
     relation record;
     filled   boolean;
     found_is jsonb;
+    by_lookback boolean;
 begin
     select * into strict s from usage.state;
     if s.source is null then
         return null;
     end if;
+    by_lookback := s.capture_mode = 'lookback';
     if to_regclass(s.source) is null then
-        return format('the source table %s is gone: restore it, or run aggregator detach', s.source);
+        return format('the source%s %s is gone: restore it, or run aggregator detach', case when by_lookback then '' else ' table' end, s.source);
     end if;
     if to_regclass(s.source)::oid <> s.source_oid then
-        return format('another table bears the name %s: run aggregator attach, then verify --repair', s.source);
+        return format('another %s bears the name %s: run aggregator attach, then verify --repair',
+                      case when by_lookback then 'relation' else 'table' end, s.source);
+    end if;
+    if by_lookback then  -- no more is known of a source without triggers
+        return null;
     end if;
     -- What no row trigger reaches, or no crash spares. attach refuses it, but it may have come since.
+    -- Each relation is looked up: the planner, which does not know how many there are, would join all those of the database.
     with recursive tree as (
         select s.source_oid as relid
         union
-        select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid
+        select i.inhrelid
+          from tree t, lateral (select h.inhrelid from pg_inherits h where h.inhparent = t.relid and not h.inhdetachpending offset 0) i
+         where (select r.relhassubclass from pg_class r where r.oid = t.relid)
     )
     select c.oid::regclass::text as name,
            case when c.oid <> s.source_oid and not c.relispartition then 'child'
                 when c.relkind = 'f' then 'foreign' else 'unlogged' end as kind
       into relation
-      from tree t
-      join pg_class c on c.oid = t.relid
+      from tree t,
+           lateral (select r.oid, r.relispartition, r.relkind, r.relpersistence from pg_class r where r.oid = t.relid offset 0) c
      where (c.oid <> s.source_oid and not c.relispartition) or c.relkind = 'f' or c.relpersistence <> 'p'
      order by c.oid
      limit 1;
@@ -138,4 +151,30 @@ begin
         return 'a partition of the source came and went, with late events: run aggregator refresh';
     end if;
     return null;
+end $$;
+
+-- One line each of functions that are as they were: hours can be had elsewhere, and a view or foreign table has no index.
+do $$
+declare
+    patched record;
+    text    text;
+begin
+    for patched in
+        select *
+          from (values
+                   ('usage.totals(timestamptz, timestamptz, text[], text, boolean, uuid)',
+                    'grain: there is no hourly rollup; use day, week, month or none',
+                    'grain: sums are by day, week, month or none; hours are in usage.hourly, if aggregator attach --hourly was run'),
+                   ('usage.problems(interval, interval, bigint, numeric, interval)',
+                    'elsif to_regclass(s.source) is not null
+       and not exists (select from pg_index i',
+                    'elsif (select c.relkind in (''r'', ''p'') from pg_class c where c.oid = to_regclass(s.source))
+       and not exists (select from pg_index i')) p (function, old, new)
+    loop
+        text := pg_get_functiondef(patched.function::regprocedure);
+        if position(patched.old in text) = 0 then
+            raise 'migration 0004 does not know this %', patched.function;
+        end if;
+        execute replace(text, patched.old, patched.new);
+    end loop;
 end $$;
