@@ -270,3 +270,24 @@ def test_the_check_sees_a_broken_plan(history: Database, break_it: Callable[[Dat
     for read in READS:
         with pytest.raises(AssertionError):
             _check(history, read, Window("now() - interval '30 days'"))
+
+
+def _check_collection(db: Database) -> None:
+    collection = _collection(db)
+    for read in READS:
+        plans = plans_of(db, read.format(window=f"now() - interval '30 days', null, '{collection}'"))
+        scans = [node for plan in plans for node in nodes_of(plan) if node.get("Relation Name") == "resource_usage_log"]
+        assert all(collection in json.dumps(scan) for scan in scans), f"{read}: {scans}"
+        assert "of_collections" in {scan.get("Index Name") for scan in scans}, f"{read}: {scans}"
+
+
+def test_an_index_of_collections_serves_the_edges_of_one(history: Database) -> None:
+    """Where the host has one, a read of one collection fetches the raw events of no other; the check sees it if not."""
+    history.execute("create index of_collections on public.resource_usage_log (collection_id, created_at)")
+    history.execute("vacuum analyze public.resource_usage_log")
+    _check_collection(history)
+    text = history.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'measured_sql'")
+    assert text.count("format(of_one, 'e')") == 1
+    history.execute(text.replace("format(of_one, 'e')", "''"))
+    with pytest.raises(AssertionError):
+        _check_collection(history)
