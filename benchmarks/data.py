@@ -130,15 +130,23 @@ class Sample:
         )  # fmt: skip
         database.vacuum()
 
-    def window(self, days: int, *, to_the_second: bool, collection: str | None = None) -> dict[str, object]:
+    def window(
+        self, days: int, *, to_the_second: bool, collection: str | None = None, minutes: int = 0, ended: bool = False
+    ) -> dict[str, object]:
         """Return the bounds of the last ``days`` days, until midnight if whole, else until the end.
 
         To the second: from about noon on, where a window cuts most, whenever the benchmark is run. The first day of all
-        has events from its middle on only, so the whole history begins a day later there.
+        has events from its middle on only, so the whole history begins a day later there. ``minutes`` later, for hours;
+        ``ended``: until about noon of yesterday, instead of open.
         """
         if to_the_second:
-            since = self.midnight - timedelta(days=min(days, self.days - 1)) + timedelta(hours=12, seconds=1)
-            return {"since": since, "until": None, "collection": collection}
+            noon = self.midnight + timedelta(hours=12, minutes=minutes, seconds=1)
+            since = noon - timedelta(days=min(days, self.days - 1))
+            return {
+                "since": since,
+                "until": noon - timedelta(days=1, seconds=2) if ended else None,
+                "collection": collection,
+            }
         return {"since": self.midnight - timedelta(days=days), "until": self.midnight, "collection": collection}
 
     def middling_collection(self, database: Database) -> str:

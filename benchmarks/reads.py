@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.data import EVERYTHING, SQL, Database, Sample
 from benchmarks.measure import DifferentError, Recorder, milliseconds, snapshot
 from benchmarks.peers import Peer
-from benchmarks.results import HOURLY, RAW, ROLLUPS, Measurement
+from benchmarks.results import HOURLY, HOURLY_WHOLE, RAW, ROLLUPS, Measurement
 from benchmarks.sql import load
 
 READS = load("reads")
@@ -77,7 +77,9 @@ class Reads:
 
     def all_cases(self, five_minutes: int, tail: int) -> None:
         """Measure everything: as the scheduler leaves it, one collection, and with a long tail."""
-        self.full.add_tail(five_minutes)
+        for database in (self.full, self.hourly):
+            if database is not None:
+                database.add_tail(five_minutes)
         fitting = [days for days in WINDOWS if days <= self.sample.days]
         for days in fitting:
             self._case(
@@ -123,15 +125,23 @@ class Reads:
         if self.hourly is None:
             self.record.skip("hourly rollups: --no-hourly")
             return
-        hourly = self.hourly
+        ours = partial(_ours_alone, self.hourly)
         for days in fitting:
-            self._case(
-                f"by collection, {days} days to the second, with hourly", self._window(days),
-                more={HOURLY: partial(_ours_alone, hourly, self._window(days))},
-            )  # fmt: skip
+            whole = partial(ours, self._whole(days))
+            for what, window in (
+                ("from noon", self._window(days)),
+                ("from half past twelve, where an hour is cut most", self._window(days, minutes=30)),
+                ("cut so at both ends", self._window(days, minutes=30, ended=True)),
+            ):
+                self._case(
+                    f"{days} days to the second, {what}", window, subject="hourly",
+                    more={HOURLY: partial(ours, window), HOURLY_WHOLE: whole},
+                )  # fmt: skip
 
-    def _window(self, days: int, collection: str | None = None) -> dict[str, object]:
-        return self.sample.window(days, to_the_second=True, collection=collection)
+    def _window(
+        self, days: int, collection: str | None = None, *, minutes: int = 0, ended: bool = False
+    ) -> dict[str, object]:
+        return self.sample.window(days, to_the_second=True, collection=collection, minutes=minutes, ended=ended)
 
     def _whole(self, days: int, collection: str | None = None) -> dict[str, object]:
         return self.sample.window(days, to_the_second=False, collection=collection)
@@ -146,6 +156,7 @@ class Reads:
         more: dict[str, Callable[[], float]] | None = None,
         days: int | None = None,
         series: str | None = None,
+        subject: str = "reads",
     ) -> None:
         """Measure one case: raw and ours as a pair, then each peer and what else there is."""
         pairs: list[tuple[float, float]] = []
@@ -158,7 +169,7 @@ class Reads:
         works: dict[str, Callable[[], float]] = {ROLLUPS: pair, **(more or {})}
         for peer in self.peers if peers else ():
             works[peer.name] = partial(_theirs, peer, parameters)
-        found = self.record.interleave(f"reads, {what}", works)
+        found = self.record.interleave(f"{subject}, {what}", works)
         counted = [pairs[int(number)] for number in found.pop(ROLLUPS, [])]
         values = {RAW: [raw for raw, _ in counted], ROLLUPS: [ours for _, ours in counted], **found}
-        self.record.add(Measurement("reads", what, "ms", values, days=days, series=series))
+        self.record.add(Measurement(subject, what, "ms", values, days=days, series=series))

@@ -160,7 +160,7 @@ def parts(found: Results) -> dict[str, Callable[[], str]]:
         "growth": lambda: markdown(growth_table(found)),
         "remarks": lambda: _remarks(found),
     }
-    for subject in ("reads", "first build", "refresh", "verify", "writes", "storage", "late changes unseen"):
+    for subject in ("reads", "hourly", "first build", "refresh", "verify", "writes", "storage", "late changes unseen"):
         named[subject] = lambda subject=subject: markdown(subject_table(found.main, subject))  # type: ignore[misc]
     return named
 

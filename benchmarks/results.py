@@ -14,13 +14,14 @@ RAW_ONE = "raw, one process"
 ROLLUPS = "rollups"
 TWO_JOBS = "rollups, 2 jobs"
 HOURLY = "rollups, hourly"
+HOURLY_WHOLE = "rollups, hourly: the same in whole days"
 TENTH = "rollups, a tenth of the history"
 NO_CAPTURE = "no capture"
 RAW_TABLE = "raw table"
 WHOLE_DAYS = "any rollup by whole days"
 
 
-FASTER = ("reads", "refresh")
+FASTER = ("reads", "hourly", "refresh")
 """Subjects whose ratios say how many times as fast ours is."""
 
 
@@ -176,6 +177,12 @@ TARGETS = [
     Target("reads", "by collection, 365 days to the second", 200),
     Target("reads", "one collection, 30 days to the second", 20),
     Target("reads", "one collection, 365 days to the second", 20),
+    *(
+        Target("hourly", f"{days} days to the second, from {what}", limit, against=base, ours=HOURLY, at_least=at_least)
+        for days, ratio in ((30, 20), (365, 200))
+        for what in ("noon", "half past twelve, where an hour is cut most")
+        for base, limit, at_least in ((RAW, ratio, True), (HOURLY_WHOLE, 2, False))
+    ),
     Target("reads", "by collection, 30 whole days", 1, against="TimescaleDB"),
     Target("reads", "by collection, 365 whole days", 5, against="TimescaleDB"),
     *(
