@@ -5,11 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from aggregator import fold
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import never
 
 SQL = sql_files.load("frontier")
+
+BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
+"""Why trust is off once it was noticed, until all days are repaired."""
+
+
+def note_behind(connection: Connection) -> bool:
+    """Turn trust off, in the caller's transaction, if the frontier that writers see was left behind: return whether it was.
+
+    To be done before an advance, which hides it; readers whose snapshot is older are told by a sequence of its own.
+    """
+    row = connection.execute(SQL["behind"]).fetchone()
+    assert row is not None
+    if not row[0]:
+        return False
+    connection.execute(SQL["count_doubt"])
+    connection.execute(SQL["note_doubt"])
+    fold.distrust(connection, BEHIND)
+    return True
 
 
 def advance(connection: Connection) -> str:

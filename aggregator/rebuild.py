@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from aggregator import fold, frontier, refresh, verify
+from aggregator import fold, frontier, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, never
@@ -71,11 +71,8 @@ def _lower_row(connection: Connection, attached: fold.State) -> int:
     with fold.snapshot(connection, attached, lock_state=True) as state:
         if state.truncated:
             raise AggregatorError("the source was truncated: run aggregator refresh first")
-        row = connection.execute(refresh.SQL["sequence_behind"]).fetchone()
-        assert row is not None
-        if row[0]:
-            # Changes went unseen. That must not be forgotten when the row is below the sequence again.
-            fold.distrust(connection, refresh._SEQUENCE_BEHIND)  # noqa: SLF001
+        # Not to be forgotten when the row is below the sequence again.
+        frontier.note_behind(connection)
         row = connection.execute(SQL["unseen"]).fetchone()
         assert row is not None
         if row[0]:

@@ -28,9 +28,8 @@ from aggregator.workers import Workers, hired
 
 SQL = sql_files.load("refresh")
 
-_SEQUENCE_BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
 _REWRITTEN = "a new partition was truncated or rewritten: run aggregator refresh"
-_OURS = (_SEQUENCE_BEHIND, _REWRITTEN)
+_OURS = (frontier.BEHIND, _REWRITTEN)
 """Reasons for which trust is off until a refresh has repaired all days, be it the next one."""
 
 MENDABLE = ": run aggregator refresh"
@@ -163,8 +162,7 @@ def _note_sequence(connection: Connection) -> None:
     """Turn trust off if the frontier that writers see was left behind: the advance that follows would hide it."""
     with transaction(connection):
         connection.execute(SQL["set_seal"])
-        if _scalar(connection, "sequence_behind"):
-            fold.distrust(connection, _SEQUENCE_BEHIND)
+        frontier.note_behind(connection)
 
 
 def _doubts(connection: Connection) -> tuple[str | None, str | None]:
@@ -273,7 +271,7 @@ def _repair(
     elif doubt is not None or state.distrust_reason not in _OURS:
         return _repair_partitions(connection, settings, doubt, partitions, check)
     found = verify.verify(connection, settings, repair=True, check=check)
-    if state.distrust_reason == _SEQUENCE_BEHIND and not rewritten:
+    if state.distrust_reason == frontier.BEHIND and not rewritten:
         return [f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"]
     return [f"a new partition was truncated or rewritten: {found.differences} differences of all days were repaired"]
 

@@ -224,6 +224,7 @@ def _prepare_trust(connection: Connection, settings: Settings, check: Callable[[
             assert row is not None
             if row[0] is not None:
                 raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
+            frontier.note_behind(connection)
             row = connection.execute(SQL["know"], {"reason": REPAIRING}).fetchone()
             assert row is not None
             return str(row[0]), int(row[1])

@@ -88,7 +88,7 @@ begin
         to usage_refresher;
     grant select, insert on usage.key to usage_refresher;
     grant select, update on usage.state, usage.job, usage.view_refresh, usage.health_limit to usage_refresher;
-    grant select, update on sequence usage.frontier_seq, usage.seal_seq to usage_refresher;
+    grant select, update on sequence usage.frontier_seq, usage.seal_seq, usage.doubt_seq to usage_refresher;
     grant select on usage.pending, usage.rejected_event to usage_refresher;
     grant execute on all functions in schema usage to usage_refresher;
 end $$;

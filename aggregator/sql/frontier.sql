@@ -1,5 +1,21 @@
 -- Run-time SQL of the frontier that writers see: move it, and wait for those who saw the old one.
 
+-- behind --
+-- Whether changes may have gone unseen, or it was noticed, and not noted, that they may. Without triggers no writer looks at
+-- it, and the advance that follows puts it right.
+select s.source is not null and s.capture_mode is distinct from 'lookback'
+       and (isfinite(s.frontier)
+            and coalesce(pg_sequence_last_value('usage.frontier_seq') < extract(epoch from s.frontier) * 1000000, true)
+            or coalesce(pg_sequence_last_value('usage.doubt_seq'), 0) <> s.doubts)
+  from usage.state s
+
+-- count_doubt --
+-- At once, also for readers whose snapshot is older.
+select setval('usage.doubt_seq', greatest(pg_sequence_last_value('usage.doubt_seq'), s.doubts) + 1) from usage.state s
+
+-- note_doubt --
+update usage.state set doubts = pg_sequence_last_value('usage.doubt_seq')
+
 -- mutex --
 -- Without it two refreshers' read-then-setval move the sequence backwards. For this transaction only.
 select pg_advisory_xact_lock(7305806122046875237)

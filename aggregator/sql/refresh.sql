@@ -1,12 +1,6 @@
 -- Run-time SQL of refresh. Ranges are [start, end). Instants and days travel as text: infinity and years BC have no
 -- datetime.
 
--- sequence_behind --
--- Without triggers no writer looks at it, and the advance that follows puts it right.
-select s.source is not null and isfinite(s.frontier) and s.capture_mode is distinct from 'lookback'
-       and coalesce(pg_sequence_last_value('usage.frontier_seq') < extract(epoch from s.frontier) * 1000000, true)
-  from usage.state s
-
 -- fingerprint_doubt --
 select usage.fingerprint_doubt(), usage.doubt()
 

@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from aggregator import frontier, rebuild
 from aggregator.status import read_status
-from tests.harness import Database
+from tests.harness import Database, compare, snapshot
 from tests.integration.sources import Kind, doubt, fill, program, run, settled
 
 SET_BACK = {
@@ -144,3 +145,41 @@ def test_restored_seal(
     assert copy.scalar("select sum(event_count) from usage.by_collection('-infinity')") == events
     assert copy.verify(repair=True).trusted
     assert copy.scalar("select sum(event_count) from usage.by_collection('-infinity')") == events
+
+
+@pytest.mark.parametrize("mended_by", ["refresh", "verify", "reset"])
+def test_reader_of_before_a_sequence_was_put_right(
+    filled_database: Callable[[Kind], Database], mended_by: str
+) -> None:
+    """Who took a snapshot while the sequence was behind does not believe it when that is no longer to be seen."""
+    db = filled_database("plain")
+    db.refresh()
+    db.execute(SET_BACK["a day"])
+    fill(db)
+    with db.connect() as reader, snapshot(reader):
+        reader.execute(b"select count(*) from public.nodes")
+        if mended_by == "refresh":
+            db.refresh()
+        elif mended_by == "verify":
+            db.verify(repair=True)
+        else:
+            rebuild.reset_frontier(db.own)
+            db.refresh()
+        settled(db)
+        compare(reader, db.zone, source=db.source, titles=db.titles)
+
+
+def test_killed_while_a_sequence_is_noted(filled_database: Callable[[Kind], Database]) -> None:
+    """A refresh that dies after it counted the doubt, and before it noted it, leaves a doubt, which the next one mends."""
+    db = filled_database("plain")
+    db.refresh()
+    settled(db)
+    with pytest.raises(ZeroDivisionError), db.own.transaction():
+        db.execute(SET_BACK["a day"])
+        assert frontier.note_behind(db.own)
+        raise ZeroDivisionError
+    db.execute("select setval('usage.frontier_seq', (extract(epoch from clock_timestamp()) * 1e6)::bigint)")
+    assert "was behind" in doubt(db)
+    db.compare()
+    db.refresh()
+    settled(db)

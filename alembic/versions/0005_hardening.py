@@ -1,0 +1,28 @@
+"""A reader whose snapshot is older learns that the frontier sequence was behind.
+
+Revision ID: 0005
+Revises: 0004
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alembic import context
+
+revision: str = "0005"
+down_revision: str | None = "0004"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    """Count how often the sequence was found behind, where every reader sees it."""
+    context.config.attributes["run_sql"]("0005_hardening.sql")
+
+
+def downgrade() -> None:
+    """Count no more."""
+    run_sql, run_statements = (context.config.attributes[name] for name in ("run_sql", "run_statements"))
+    run_statements("0001_functions.sql", "create function usage.doubt(")
+    run_sql("0005_down.sql")
