@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench bench-growth stress kill superset-check cli-reference clean
+.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -35,6 +35,9 @@ bench: $(VENV)/.installed-bench  ## Ratios beside the raw query and others' ways
 bench-growth: $(VENV)/.installed-bench  ## The same at 1, 3, 10 and 30 million events (hours).
 	$(BIN)/python -m benchmarks.bench --growth 1,3,10,30 --subjects build,storage,reads,verify,refresh --json benchmarks/results/growth.json \
 		--plots benchmarks/results/growth $(BENCH_ARGS)
+
+model: $(STAMP)  ## Every interleaving of the protocol's model, and each rule broken (two minutes).
+	$(BIN)/python -m tests.model
 
 stress: $(STAMP)  ## Concurrency, for minutes.
 	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency tests/integration/test_locks.py

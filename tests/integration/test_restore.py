@@ -148,9 +148,7 @@ def test_restored_seal(
 
 
 @pytest.mark.parametrize("mended_by", ["refresh", "verify", "reset"])
-def test_reader_of_before_a_sequence_was_put_right(
-    filled_database: Callable[[Kind], Database], mended_by: str
-) -> None:
+def test_reader_of_before_a_sequence_was_put_right(filled_database: Callable[[Kind], Database], mended_by: str) -> None:
     """Who took a snapshot while the sequence was behind does not believe it when that is no longer to be seen."""
     db = filled_database("plain")
     db.refresh()
@@ -179,7 +177,7 @@ def test_killed_while_a_sequence_is_noted(filled_database: Callable[[Kind], Data
         assert frontier.note_behind(db.own)
         raise ZeroDivisionError
     db.execute("select setval('usage.frontier_seq', (extract(epoch from clock_timestamp()) * 1e6)::bigint)")
-    assert "was behind" in doubt(db)
+    assert "was behind" in str(doubt(db))
     db.compare()
     db.refresh()
     settled(db)

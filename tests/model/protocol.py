@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 INSTANTS = 5
 """Instants 0 to 4."""
@@ -29,7 +29,6 @@ FLAWS = {
     "snapshot before the lock": "a fold takes its snapshot before it has the lock on the source",
     "state not locked": "two folds do not exclude each other",
     "marker unseen": "readers believe the rollups of a truncated source",
-    "late changes of before a truncate kept": "what starts anew after a TRUNCATE leaves late changes",
     "seal seen before it is there": "writers see the seal before the row has it",
     "purge without order": "raw events are deleted before writers see the seal",
     "repair without wait": "a repair turns trust on without waiting for the writers that nobody noted",
@@ -55,8 +54,12 @@ class World(NamedTuple):
     """The repair that may turn trust on; empty: none, it has to begin anew."""
     doubts: int
     """How many times a sequence left behind was noticed."""
+    gaps: int
+    """How many times the source changed in a way that no trigger saw: the fingerprint of what there is."""
+    known: int
+    """The fingerprint that the state has."""
     truncated: int
-    """How many times: a snapshot of before reads an empty table."""
+    """How many times, or rewritten: a snapshot of before reads an empty table."""
     kept: tuple[int, ...]
     """What the record of each instant has to be: not a part of the system, but of the proof."""
 
@@ -72,9 +75,9 @@ class Process(NamedTuple):
     state_lock: bool = False
     mutex: bool = False
     snapshot: World | None = None
-    pending: tuple[tuple[object, ...], ...] = ()
+    pending: tuple[tuple[Any, ...], ...] = ()
     """What its commit will do."""
-    memory: tuple[object, ...] = ()
+    memory: tuple[Any, ...] = ()
     turn: int = 0
     """Which of its transactions, or tries."""
 
@@ -100,13 +103,13 @@ class Program:
         raise NotImplementedError
 
 
-def _with(state: State, me: int, process: Process, **changes: object) -> State:
+def _with(state: State, me: int, process: Process, **changes: Any) -> State:
     processes = (*state.processes[:me], process, *state.processes[me + 1 :])
     return state._replace(processes=processes, **changes)
 
 
-def _ended(state: State, me: int, at: str, **kept: object) -> Process:
-    return Process(at=at, turn=state.processes[me].turn, **kept)  # type: ignore[arg-type]
+def _ended(state: State, me: int, at: str, **kept: Any) -> Process:
+    return Process(at=at, turn=state.processes[me].turn, **kept)
 
 
 def _may_lock(state: State, me: int, mode: str) -> bool:
@@ -132,20 +135,21 @@ class Writer(Program):
     """Transactions of the host, one after the other.
 
     Each is statements and an end: ``("insert", name, instant)``, ``("move", name, instant)``, ``("delete", name)``,
-    ``("truncate",)``; then ``"commit"``, or ``"abort"``. A statement locks the source, gets an id, and only then looks at
+    ``("truncate",)``, ``("rewrite",)``, ``("unseen", name, instant)`` for an event that came by no trigger's way; then
+    ``"commit"``, or ``"abort"``. A statement locks the source, gets an id, and only then looks at
     the sequence. Transactions are READ COMMITTED, which is the hardest: with an older snapshot they see fewer rows.
     """
 
-    transactions: tuple[tuple[object, ...], ...]
+    transactions: tuple[tuple[Any, ...], ...]
 
-    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:  # noqa: D102
+    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
         process = state.processes[me]
         if process.turn >= len(self.transactions):
             return
         *statements, end = self.transactions[process.turn]
         done = len(process.memory)
         if process.at == "start":
-            mode = "all" if ("truncate",) in statements else "write"
+            mode = "all" if {("truncate",), ("rewrite",)} & set(statements) else "write"
             if _may_lock(state, me, mode):
                 seen = state.world.frontier
                 process = process._replace(at="locked", lock=mode, pending=(("seen", seen, state.sequence),))
@@ -164,22 +168,27 @@ class Writer(Program):
             yield str(end), _with(state, me, process, world=world, last_done=last_done)
 
     def _statement(
-        self, state: State, process: Process, statement: object, name: str, flaws: frozenset[str]
+        self, state: State, process: Process, statement: Any, name: str, flaws: frozenset[str]
     ) -> Process | None:
-        kind, *what = statement  # type: ignore[misc]
-        if kind == "truncate":
-            return process._replace(pending=(*process.pending, ("marker", name), ("empty",)))
+        kind, *what = statement
+        unlogged: dict[str, tuple[tuple[Any, ...], ...]] = {
+            "truncate": (("marker", name), ("empty",)),
+            "rewrite": (("rewritten",),),
+            "unseen": (("add", tuple(what)), ("gap",)),
+        }
+        if kind in unlogged:
+            return process._replace(pending=(*process.pending, *unlogged[kind]))
         _, seen_row, seen_sequence = process.pending[0]
         frontier = state.sequence
         if "frontier of the snapshot" in flaws:
-            frontier = seen_row  # type: ignore[assignment]
+            frontier = seen_row
         elif "sequence read before the id" in flaws:
-            frontier = seen_sequence  # type: ignore[assignment]
+            frontier = seen_sequence
         event = str(what[0])
         if kind == "insert":
             return self._logged(process, name, frontier, state.seal_sequence, None, (event, int(what[1])))
         held = any(
-            change[0] in {"add", "remove"} and change[1][0] == event  # type: ignore[index]
+            change[0] in {"add", "remove"} and change[1][0] == event
             for other in state.processes
             if other is not process
             for change in other.pending
@@ -187,11 +196,11 @@ class Writer(Program):
         if held:
             return None  # waits for a row lock
         mine = {change[1] for change in process.pending if change[0] == "add"}
-        old = next((one for one in (*state.world.raw, *mine) if one[0] == event), None)  # type: ignore[index]
+        old = next((one for one in (*state.world.raw, *mine) if one[0] == event), None)
         if old is None:
             return process
         new = (event, int(what[1])) if kind == "move" else None
-        return self._logged(process, name, frontier, state.seal_sequence, old, new)  # type: ignore[arg-type]
+        return self._logged(process, name, frontier, state.seal_sequence, old, new)
 
     def _logged(
         self,
@@ -202,7 +211,7 @@ class Writer(Program):
         old: tuple[str, int] | None,
         new: tuple[str, int] | None,
     ) -> Process:
-        changes: list[tuple[object, ...]] = []
+        changes: list[tuple[Any, ...]] = []
         if old is not None:
             changes.append(("remove", old))
             if seal <= old[1] < frontier:
@@ -215,26 +224,37 @@ class Writer(Program):
 
     def _committed(self, world: World, process: Process) -> World:
         raw, late, markers, kept = set(world.raw), set(world.late), set(world.markers), world.kept
-        truncated = world.truncated
+        truncated, gaps = world.truncated, world.gaps
         for kind, *what in process.pending:
             if kind == "add":
-                raw.add(what[0])  # type: ignore[arg-type]
-                kept = _added(kept, [(what[0][1], 1)])  # type: ignore[index]
+                raw.add(what[0])
+                kept = _added(kept, [(what[0][1], 1)])
             elif kind == "remove":
-                raw.discard(what[0])  # type: ignore[arg-type]
-                at: int = what[0][1]  # type: ignore[index]
+                raw.discard(what[0])
+                at: int = what[0][1]
                 # Below the seal the record stays, unless the change was logged before there was one.
-                if at >= world.seal or any(change[0] == "late" and change[1][1:] == (-1, at) for change in process.pending):  # type: ignore[index]
+                if at >= world.seal or any(
+                    change[0] == "late" and change[1][1:] == (-1, at) for change in process.pending
+                ):
                     kept = _added(kept, [(at, -1)])
             elif kind == "late":
-                late.add(what[0])  # type: ignore[arg-type]
+                late.add(what[0])
             elif kind == "marker":
-                markers.add(what[0])  # type: ignore[arg-type]
+                markers.add(what[0])
             elif kind == "empty":
                 kept = tuple(n if instant < world.seal else 0 for instant, n in enumerate(kept))
                 raw, truncated = set(), truncated + 1
+            elif kind == "rewritten":
+                truncated += 1
+            elif kind == "gap":
+                gaps += 1
         return world._replace(
-            raw=frozenset(raw), late=frozenset(late), markers=frozenset(markers), kept=kept, truncated=truncated
+            raw=frozenset(raw),
+            late=frozenset(late),
+            markers=frozenset(markers),
+            kept=kept,
+            truncated=truncated,
+            gaps=gaps,
         )
 
 
@@ -255,7 +275,7 @@ class Refresher(Program):
     chunks: tuple[int, ...] = (INSTANTS,)
     """Where the parts end that a repair compares."""
 
-    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:  # noqa: D102
+    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
         process = state.processes[me]
         if process.at == "done":
             return
@@ -265,7 +285,8 @@ class Refresher(Program):
 
     def _start(self, state: State, me: int, process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
         if state.sequence >= state.world.frontier and state.doubt_sequence == state.world.doubts:
-            yield "begins", _with(state, me, process._replace(at="to advance", memory=("fold",)))
+            unseen = state.world.gaps != state.world.known or not state.world.trusted
+            yield "begins", _with(state, me, process._replace(at="to advance", memory=("mend" if unseen else "fold",)))
         else:
             process = process._replace(at="behind")
             yield "finds the sequence behind", _with(state, me, process, doubt_sequence=state.doubt_sequence + 1)
@@ -275,13 +296,17 @@ class Refresher(Program):
             world = state.world._replace(trusted=False, repair="", doubts=state.doubt_sequence)
             yield "notes it", _with(state, me, process._replace(at="to advance", memory=("mend",)), world=world)
 
-    def _to_advance(self, state: State, me: int, process: Process, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+    def _to_advance(
+        self, state: State, me: int, process: Process, flaws: frozenset[str]
+    ) -> Iterator[tuple[str, State]]:
         if "no mutex" in flaws or not any(other.mutex for other in state.processes):
             value = max(self.target, state.sequence, state.world.frontier)
             process = process._replace(at="advancing", mutex=True, pending=(("to", value),))
             yield f"reads the sequence, for {value}", _with(state, me, process)
 
-    def _advancing(self, state: State, me: int, process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+    def _advancing(
+        self, state: State, me: int, process: Process, _flaws: frozenset[str]
+    ) -> Iterator[tuple[str, State]]:
         value = process.pending[0][1]
         process = process._replace(at="to wait", mutex=False)
         yield f"sets the sequence to {value}", _with(state, me, process, sequence=value)
@@ -300,7 +325,7 @@ class Refresher(Program):
 
     def _waiting(self, state: State, me: int, process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
         _, to = process.pending[0]
-        ids: frozenset[int] = process.pending[1][1]  # type: ignore[assignment]
+        ids: frozenset[int] = process.pending[1][1]
         then = {"fold": "to fold", "mend": "to repair", "repair": "to compare"}[str(process.memory[0])]
         if not ids & {other.id for other in state.processes}:
             memory = ("fold", to) if then == "to fold" else (*process.memory, to, 0)
@@ -332,19 +357,17 @@ class Refresher(Program):
         now = state.world
         if seen.markers:
             unsealed = {change for change in seen.late if change[2] >= seen.seal}
-            if "late changes of before a truncate kept" in flaws:
-                unsealed = set()
             yield "starts anew", self._commit(
                 state, me, process,
                 now._replace(
                     rollup=tuple(n if at < seen.seal else 0 for at, n in enumerate(now.rollup)),
                     late=now.late - unsealed, markers=now.markers - seen.markers, frontier=seen.seal,
-                    trusted=True, repair="",
+                    trusted=now.trusted or now.gaps == now.known, repair="",
                 ),
                 "to fold",
             )  # fmt: skip
             return
-        target = int(process.memory[1])  # type: ignore[call-overload]
+        target = int(process.memory[1])
         upper = max(seen.frontier, min(target, seen.frontier + self.steps_of))
         read = seen.raw if seen.truncated == now.truncated else frozenset()
         below = sorted({change[2] for change in seen.late if change[2] < seen.frontier})
@@ -371,13 +394,20 @@ class Refresher(Program):
 
     def _to_repair(self, state: State, me: int, process: Process, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
         if _state_is_free(state, me, flaws):
-            world = state.world._replace(trusted=False, repair=f"{me}")
-            yield "begins a repair", _with(state, me, process._replace(at="to advance", memory=("repair",)), world=world)
+            world = state.world._replace(trusted=False, repair=f"{me}", known=state.world.gaps)
+            yield (
+                "begins a repair",
+                _with(state, me, process._replace(at="to advance", memory=("repair",)), world=world),
+            )
 
-    def _to_compare(self, state: State, me: int, process: Process, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+    def _to_compare(
+        self, state: State, me: int, process: Process, flaws: frozenset[str]
+    ) -> Iterator[tuple[str, State]]:
         yield from self._begin(state, me, process, flaws, "comparing")
 
-    def _comparing(self, state: State, me: int, process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+    def _comparing(
+        self, state: State, me: int, process: Process, _flaws: frozenset[str]
+    ) -> Iterator[tuple[str, State]]:
         seen = process.snapshot
         assert seen is not None
         kind, to, chunk = process.memory
@@ -385,9 +415,9 @@ class Refresher(Program):
             process = process._replace(memory=("fold", to))
             yield "finds it truncated", self._commit(state, me, process, state.world, "to fold")
             return
-        first = self.chunks[chunk - 1] if chunk else 0  # type: ignore[operator, index]
-        span = range(max(first, seen.seal), min(self.chunks[chunk], seen.frontier))  # type: ignore[index, call-overload]
-        expected = {at: 0 for at in span}
+        first = self.chunks[chunk - 1] if chunk else 0
+        span = range(max(first, seen.seal), min(self.chunks[chunk], seen.frontier))
+        expected = dict.fromkeys(span, 0)
         for _, at in seen.raw:
             if at in expected:
                 expected[at] += 1
@@ -398,12 +428,13 @@ class Refresher(Program):
             rollup=_added(state.world.rollup, [(at, n - seen.rollup[at]) for at, n in expected.items()])
         )
         last = chunk == len(self.chunks) - 1
-        process = process._replace(memory=("believe", to) if last else (kind, to, chunk + 1))  # type: ignore[operator]
+        process = process._replace(memory=("believe", to) if last else (kind, to, chunk + 1))
         yield "repairs", self._commit(state, me, process, world, "believing" if last else "to compare")
 
     def _believing(self, state: State, me: int, process: Process, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
         if _state_is_free(state, me, flaws):
-            mine = state.world.repair == f"{me}" or "repair believed in any case" in flaws
+            mine = state.world.repair == f"{me}" and state.world.gaps == state.world.known
+            mine = mine or "repair believed in any case" in flaws
             world = state.world._replace(trusted=True, repair="") if mine else state.world
             process = process._replace(at="to fold", memory=("fold", process.memory[1]))
             yield "believes" if mine else "does not believe", _with(state, me, process, world=world)
@@ -415,65 +446,77 @@ class Purger(Program):
 
     cut: int
 
-    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:  # noqa: D102
-        process, world = state.processes[me], state.world
-        if process.at == "start":
-            if "seal seen before it is there" in flaws and world.frontier >= self.cut:
-                process = process._replace(at="to seal")
-                yield "lets writers see it", _with(state, me, process, seal_sequence=self.cut)
-            elif world.frontier >= self.cut and _in_order(state):
-                yield "begins", _with(state, me, process._replace(at="to seal"))
-        elif process.at == "to seal":
-            if not process.lock:
-                if _may_lock(state, me, "read"):
-                    yield "locks the source", _with(state, me, process._replace(lock="read"))
-            elif _state_is_free(state, me, flaws):
-                process = process._replace(at="sealing", snapshot=world, state_lock=True)
-                yield "takes its snapshot", _with(state, me, process)
-        elif process.at == "sealing":
-            seen = process.snapshot
-            assert seen is not None
-            if seen.markers or not seen.trusted or seen.frontier < self.cut:
-                yield "is refused", _with(state, me, Process(at="done"))
-            else:
-                folded = {change for change in seen.late if change[2] < self.cut}
-                world = world._replace(
-                    rollup=_added(world.rollup, [(change[2], change[1]) for change in folded]),
-                    late=world.late - folded,
-                    seal=self.cut,
-                )
-                yield "seals", _with(state, me, Process(at="sealed"), world=world)
-        elif process.at == "sealed":
-            yield "is killed", _with(state, me, Process(at="to delete"))
-            yield "lets writers see it", _with(state, me, Process(at="to delete"), seal_sequence=self.cut)
-        elif process.at == "to delete":
-            seen_by_writers = state.seal_sequence >= world.seal or "purge without order" in flaws
-            if not (seen_by_writers and _in_order(state)):
-                yield "lets writers see it", _with(state, me, Process(at="to delete"), seal_sequence=world.seal)
-            elif _may_lock(state, me, "write") and _state_is_free(state, me, flaws):
-                process = process._replace(at="deleting", lock="write", id=state.next_id, state_lock=True)
-                yield "begins to delete", _with(state, me, process, next_id=state.next_id + 1)
-        elif process.at == "deleting":
-            if not process.pending:
-                changes: list[tuple[object, ...]] = [("begun",)]
-                for event in sorted(event for event in world.raw if event[1] < world.seal):
-                    changes.append(("remove", event))
-                    if state.seal_sequence <= event[1] < state.sequence:
-                        changes.append(("late", (event[0] + "-purged", -1, event[1])))
-                yield "deletes", _with(state, me, process._replace(pending=tuple(changes)))
-            else:
-                gone = {change[1] for change in process.pending if change[0] == "remove"}
-                late = {change[1] for change in process.pending if change[0] == "late"}
-                world = world._replace(raw=world.raw - gone, late=world.late | late)  # type: ignore[arg-type, operator]
-                last_done = max(state.last_done, process.id)
-                yield "commits", _with(state, me, Process(at="done"), world=world, last_done=last_done)
+    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+        process = state.processes[me]
+        if process.at != "done":
+            yield from getattr(self, "_" + process.at.replace(" ", "_"))(state, me, process, flaws)
+
+    def _start(self, state: State, me: int, process: Process, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+        if state.world.frontier < self.cut:
+            return
+        process = process._replace(at="to seal")
+        if "seal seen before it is there" in flaws:
+            yield "lets writers see it", _with(state, me, process, seal_sequence=self.cut)
+        elif _in_order(state):
+            yield "begins", _with(state, me, process)
+
+    def _to_seal(self, state: State, me: int, process: Process, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+        if not process.lock:
+            if _may_lock(state, me, "read"):
+                yield "locks the source", _with(state, me, process._replace(lock="read"))
+        elif _state_is_free(state, me, flaws):
+            process = process._replace(at="sealing", snapshot=state.world, state_lock=True)
+            yield "takes its snapshot", _with(state, me, process)
+
+    def _sealing(self, state: State, me: int, process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+        seen, world = process.snapshot, state.world
+        assert seen is not None
+        if seen.markers or not seen.trusted or seen.gaps != seen.known or seen.frontier < self.cut:
+            yield "is refused", _with(state, me, Process(at="done"))
+            return
+        folded = {change for change in seen.late if change[2] < self.cut}
+        world = world._replace(
+            rollup=_added(world.rollup, [(change[2], change[1]) for change in folded]),
+            late=world.late - folded,
+            seal=self.cut,
+        )
+        yield "seals", _with(state, me, Process(at="sealed"), world=world)
+
+    def _sealed(self, state: State, me: int, _process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+        yield "is killed", _with(state, me, Process(at="to delete"))
+        yield "lets writers see it", _with(state, me, Process(at="to delete"), seal_sequence=self.cut)
+
+    def _to_delete(self, state: State, me: int, process: Process, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+        seen_by_writers = state.seal_sequence >= state.world.seal or "purge without order" in flaws
+        if not (seen_by_writers and _in_order(state)):
+            process = Process(at="to delete")
+            yield "lets writers see it", _with(state, me, process, seal_sequence=state.world.seal)
+        elif _may_lock(state, me, "write") and _state_is_free(state, me, flaws):
+            process = process._replace(at="deleting", lock="write", id=state.next_id, state_lock=True)
+            yield "begins to delete", _with(state, me, process, next_id=state.next_id + 1)
+
+    def _deleting(self, state: State, me: int, process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:
+        world = state.world
+        if not process.pending:
+            changes: list[tuple[Any, ...]] = [("begun",)]
+            for event in sorted(event for event in world.raw if event[1] < world.seal):
+                changes.append(("remove", event))
+                if state.seal_sequence <= event[1] < state.sequence:
+                    changes.append(("late", (event[0] + "-purged", -1, event[1])))
+            yield "deletes", _with(state, me, process._replace(pending=tuple(changes)))
+            return
+        gone = {change[1] for change in process.pending if change[0] == "remove"}
+        late = {change[1] for change in process.pending if change[0] == "late"}
+        world = world._replace(raw=world.raw - gone, late=world.late | late)
+        last_done = max(state.last_done, process.id)
+        yield "commits", _with(state, me, Process(at="done"), world=world, last_done=last_done)
 
 
 @dataclass(frozen=True)
 class OldReader(Program):
     """A reader in a transaction of its own: the snapshot first, much later the question."""
 
-    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:  # noqa: D102, ARG002
+    def steps(self, state: State, me: int, flaws: frozenset[str]) -> Iterator[tuple[str, State]]:  # noqa: ARG002
         process = state.processes[me]
         if process.at == "start":
             yield "takes its snapshot", _with(state, me, process._replace(at="reading", snapshot=state.world))
@@ -487,13 +530,14 @@ class OldReader(Program):
 
 def _in_order(state: State) -> bool:
     world = state.world
-    return world.trusted and not world.markers and state.sequence >= world.frontier
+    return world.trusted and not world.markers and world.gaps == world.known and state.sequence >= world.frontier
 
 
 def wrong(world: World, sequence: int, doubt_sequence: int, flaws: frozenset[str]) -> str:
     """Return what a reader of this snapshot gets wrong; empty: nothing."""
     believed = (
         world.trusted
+        and world.gaps == world.known
         and (not world.markers or "marker unseen" in flaws)
         and sequence >= world.frontier
         and (doubt_sequence == world.doubts or "sequence mended unseen" in flaws)
@@ -527,7 +571,7 @@ class Scenario:
         rollup = tuple(n if at < self.frontier else 0 for at, n in enumerate(counts))
         world = World(
             frozenset(self.raw), frozenset(), frozenset(), _added(rollup, [(0, -self.missing)]), self.frontier, 0, True,
-            "", 0, 0, counts,
+            "", 0, 0, 0, 0, counts,
         )  # fmt: skip
         sequence = self.frontier if self.sequence is None else self.sequence
         return State(world, sequence, 0, 0, 1, 0, (Process(),) * len(self.programs))
@@ -554,7 +598,7 @@ def explore(scenario: Scenario, flaws: frozenset[str] = frozenset(), limit: int 
         for process in state.processes:
             if process.at == "answers":
                 assert process.snapshot is not None
-                asked.append((process.snapshot, *process.memory))  # type: ignore[arg-type]
+                asked.append((process.snapshot, *process.memory))
         for question in asked:
             if question not in checked:
                 checked.add(question)

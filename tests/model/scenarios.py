@@ -7,7 +7,9 @@ from itertools import combinations_with_replacement
 from tests.model.protocol import OldReader, Purger, Refresher, Scenario, Writer
 
 # Against a frontier of 1 that moves to 2 and 3: late ones at 0, of the range that a step reads at 1 and 2, of the future at 4.
-_INSERTS = [(("insert", "n", at), end) for at, end in ((0, "commit"), (1, "commit"), (2, "commit"), (4, "commit"), (1, "abort"))]
+_INSERTS = [
+    (("insert", "n", at), end) for at, end in ((0, "commit"), (1, "commit"), (2, "commit"), (4, "commit"), (1, "abort"))
+]
 _CHANGES = [
     (("delete", "a"), "commit"),
     (("move", "a", 2), "commit"),
@@ -21,7 +23,8 @@ _TRUNCATE = (("truncate",), "commit")
 def _named(transaction: tuple[object, ...], name: str) -> tuple[object, ...]:
     """Return it with an event of its own, so that two writers insert two."""
     return tuple(
-        (*step[:1], name, *step[2:]) if isinstance(step, tuple) and step[1:2] == ("n",) else step for step in transaction
+        (*step[:1], name, *step[2:]) if isinstance(step, tuple) and step[1:2] == ("n",) else step
+        for step in transaction
     )
 
 
@@ -45,7 +48,12 @@ def _pairs() -> list[Scenario]:
 QUICK = [
     Scenario(
         "a late event, and one of the range just read",
-        (Writer(((("insert", "n", 0), "commit"),)), Writer(((("insert", "m", 1), "commit"),)), Refresher(2), Refresher(3)),
+        (
+            Writer(((("insert", "n", 0), "commit"),)),
+            Writer(((("insert", "m", 1), "commit"),)),
+            Refresher(2),
+            Refresher(3),
+        ),
     ),
     Scenario(
         "a writer of two transactions, and one that aborts",
@@ -77,6 +85,23 @@ QUICK = [
         "a TRUNCATE while a refresh runs",
         (Writer((_TRUNCATE,)), Writer(((("insert", "n", 0), "commit"), (("insert", "m", 2), "commit"))), Refresher(3)),
         raw=(("a", 0), ("b", 1)),
+    ),
+    Scenario(
+        "a rewrite of the table while a refresh runs",
+        (Writer(((("rewrite",), "commit"),)), Writer(((("insert", "n", 1), "commit"),)), Refresher(3), Refresher(3)),
+        raw=(("a", 0), ("b", 1)),
+    ),
+    Scenario(
+        "three refreshers that overtake each other",
+        (Writer(((("insert", "n", 2), "commit"),)), Refresher(2), Refresher(3), Refresher(3)),
+    ),
+    Scenario(
+        "events that no trigger saw, while two refreshers repair",
+        (
+            Writer(((("unseen", "n", 0), "commit"), (("unseen", "m", 0), "commit"))),
+            Refresher(2, chunks=(1, 5)),
+            Refresher(3),
+        ),
     ),
     Scenario(
         "a seal and a purge, while a late event comes",
