@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -148,8 +149,8 @@ def test_two_refreshes_with_the_same_new_key(db: Database, monkeypatch: pytest.M
     other: list[Background] = []
     real = fold.number_keys
 
-    def beside(connection: psycopg.Connection[tuple[object, ...]], *arguments: str, **options: bool) -> None:
-        real(connection, *arguments, **options)
+    def beside(connection: psycopg.Connection[Any], rollup: str, *, hours: bool = False) -> None:
+        real(connection, rollup, hours=hours)
         if not other:
 
             def second() -> None:

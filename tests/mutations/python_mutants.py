@@ -149,9 +149,9 @@ def sample(size: int, seed: int) -> list[Mutant]:
             break
         text = mutant.text
         if not text:
-            name, occurrence = mutant.what.split("#")
+            operator, _, number = mutant.what.partition("#")
             try:
-                text = mutate_code(texts[mutant.module], get_operator(f"core/{name}")(), int(occurrence))
+                text = mutate_code(texts[mutant.module], get_operator(f"core/{operator}")(), int(number))
                 if _running(text) == _running(texts[mutant.module]):
                     continue
             except (AttributeError, SyntaxError):  # it does not know every form, and not every change is Python
