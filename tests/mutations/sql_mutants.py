@@ -66,7 +66,7 @@ ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
 MUTANTS = [
     # Fold: differences are added to what is there, to each rollup, and what became nothing is removed.
     Mutant("counts are replaced", "fold.add", "f.event_count + excluded.event_count", "excluded.event_count", ALL),
-    Mutant("values are replaced", "fold.add", "f.total_value + excluded.total_value", "excluded.total_value", ALL),
+    Mutant("values are replaced", "fold.add", "f.total_value + excluded.total_value", "excluded.total_value", f"{REFRESH}::test_steps_are_bounded_and_recorded"),
     Mutant("second values are replaced", "fold.add", "f.secondary_value + excluded.secondary_value", "excluded.secondary_value", ALL),
     Mutant("rejections are replaced", "fold.add", "f.rejected_count + excluded.rejected_count", "excluded.rejected_count", ALL),
     Mutant("totals are replaced", "fold.add_total", "t.total_value + excluded.total_value", "excluded.total_value", ALL),
@@ -87,7 +87,7 @@ MUTANTS = [
     Mutant("an interrupted repair believes itself", "fold.distrust", ", repair_day = null", "", f"{REBUILD} {TRUST}"),
     Mutant("the first hour's first instant is in no hour", "fold.hour", ">= {since}", "> {since}", f"{BOUNDARIES}::test_an_event_where_hours_begin"),
     # Refresh: what is claimed is what is dropped, with its sign.
-    Mutant("late changes add", "refresh.add_late", "sum(e.sign), coalesce", "count(*), coalesce", ALL),
+    Mutant("late changes add", "refresh.add_late", "sum(e.sign), coalesce", "count(*), coalesce", f"{REFRESH}::test_more_events_than_a_step_at_one_instant"),
     Mutant("late values add", "refresh.add_late", "usage.signed(e.sign, e.value)", "e.value", ALL),
     Mutant("late second values add", "refresh.add_late", "usage.signed(e.sign, e.secondary)", "e.secondary", ALL),
     Mutant("late rejections add", "refresh.add_late", "sum(e.sign) filter", "count(*) filter", ALL),
