@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference clean
+.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference matrix mutants clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -45,6 +45,17 @@ stress: $(STAMP)  ## Concurrency, for minutes.
 kill: $(STAMP)  ## kill -9 of 220 clients and 73 crashes of the server, all seen at work, at random moments (a quarter of an hour).
 	AGGREGATOR_FAULT_KILLS=220 $(BIN)/python -m pytest -q -s tests/faults/test_kill.py
 
+# uv makes environments of several Pythons; cosmic-ray knows how to break Python.
+$(VENV)/.installed-matrix $(VENV)/.installed-mutants: $(VENV)/.installed-%: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --group $*
+	touch $@
+
+matrix: $(VENV)/.installed-matrix  ## The tests on PostgreSQL 15 to 18 and Python 3.11 to 3.13, lowest and newest dependencies; what is not there is listed.
+	$(BIN)/python -m tests.matrix $(MATRIX_ARGS)
+
+mutants: $(VENV)/.installed-mutants  ## Break the fold, capture and read code on purpose: how much of it the tests catch.
+	$(BIN)/python -m tests.mutations $(MUTANTS_ARGS)
+
 # Superset's pins differ from ours: an environment of its own, for Python 3.11.
 SUPERSET := .venv-superset
 
@@ -60,4 +71,4 @@ cli-reference: $(STAMP)  ## docs/cli.md from --help.
 	$(BIN)/python -m docs.generate
 
 clean:
-	rm -rf $(VENV) $(SUPERSET) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SUPERSET) .matrix dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

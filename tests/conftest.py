@@ -14,6 +14,7 @@ import pytest
 from aggregator import embedded, migrations
 from aggregator.settings import Settings
 from tests.harness import SCHEMA, Database
+from tests.mutations import sql_mutants
 
 SERVER_SETTINGS = {
     "fsync": "off",
@@ -26,6 +27,15 @@ SERVER_SETTINGS = {
     "session_preload_libraries": "'auto_explain'",
     "deadlock_timeout": "'500ms'",
 }
+
+
+MUTANT = sql_mutants.chosen()
+"""What is wrong on purpose, while python -m tests.mutations asks whether the tests notice."""
+
+
+def pytest_configure() -> None:
+    if MUTANT is not None:
+        sql_mutants.break_statement(MUTANT)
 
 
 def pytest_report_header() -> str:
@@ -58,6 +68,9 @@ def template(server: str) -> str:
     with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
         connection.execute(SCHEMA.encode())
     migrations.upgrade(Settings(database_url=f"{server} dbname={name}"))  # type: ignore[arg-type]
+    if MUTANT is not None:
+        with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
+            sql_mutants.break_function(MUTANT, connection)
     return name
 
 

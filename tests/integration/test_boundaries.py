@@ -1,0 +1,169 @@
+"""Events that lie exactly where something begins or ends: each is on one side of it, and counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from aggregator import fold, frontier, hourly, refresh, seal
+from aggregator.db import connect
+from tests.harness import Database, Hooked
+from tests.integration.sources import Background, await_true
+
+MIDNIGHT = "2026-01-02 00:00:00+00"
+
+
+def _beside(db: Database, statement: str, what: Callable[[], None], **changes: int) -> None:
+    """Refresh, with something done right before a statement of it."""
+    before = {statement: what}
+    refresh.refresh(Hooked(db.own, before), db.settings.model_copy(update=changes))  # type: ignore[arg-type]
+    assert not before, "the interleaving did not happen"
+
+
+def test_a_change_at_the_old_frontier(db: Database) -> None:
+    """An event at the rollups' frontier itself, written after the writers' had moved: read raw, and logged too."""
+    db.insert("2026-01-01 10:00+00")
+    db.refresh()
+    at = str(db.scalar("select frontier::text from usage.state"))
+    _beside(db, frontier.SQL["writers"], lambda: db.insert(at))
+    db.compare()
+    db.refresh()
+    db.compare()
+
+
+def test_a_day_of_one_event_at_midnight(db: Database) -> None:
+    """A step ends at a midnight; the next one begins with the event there, which is all of its day."""
+    for at in ("2026-01-01 10:00+00", "2026-01-01 11:00+00", MIDNIGHT, "2026-01-03 10:00+00", "2026-01-03 11:00+00"):
+        db.insert(at)
+    assert db.refresh(step_events=2).steps > 1
+    db.compare()
+    assert db.verify().differences == 0
+
+
+def _sealed(db: Database, *late: str) -> None:
+    """Fold two days, then insert late events, and seal at the midnight between the days."""
+    for at in ("2026-01-01 10:00+00", MIDNIGHT, "2026-01-03 10:00+00"):
+        db.insert(at, "ai", 0, '{"tokens_in": 2}')
+    db.refresh()
+    for at in late:
+        db.insert(at, "ai", 0, '{"tokens_in": 3}')
+    seal.seal(db.own, db.settings, "2026-01-02")
+
+
+def test_a_delete_at_the_seal(db: Database) -> None:
+    """The seal's own instant is not sealed: an event deleted there is gone, one moved away is where it is now."""
+    _sealed(db, MIDNIGHT)
+    table = "public.resource_usage_log"
+    db.execute(f"delete from {table} where created_at = '{MIDNIGHT}' and detail ->> 'tokens_in' = '2'")
+    db.compare()
+    db.execute(f"update {table} set created_at = '2026-01-04 00:00+00' where created_at = '{MIDNIGHT}'")
+    db.compare()
+    db.refresh()
+    db.compare()
+    assert db.verify().differences == 0
+
+
+def test_a_late_change_at_the_seal(db: Database) -> None:
+    """Of the late changes that wait, a seal takes those below it, and leaves the one at its instant."""
+    _sealed(db, MIDNIGHT, "2026-01-01 23:59:59.999999+00")
+    assert db.execute("select created_at::text from usage.late_change") == [(MIDNIGHT,)]
+    db.compare()
+    db.refresh()
+    db.compare()
+
+
+def test_an_event_where_hours_begin(db: Database) -> None:
+    """The instant from which on there are hours is in the first of them."""
+    db.insert("2026-01-01 10:00+00")
+    db.refresh()
+    db.days_only()
+    hourly.turn_on(db.own)
+    since = str(db.scalar("select hourly_since::text from usage.state"))
+    db.insert(since)
+    # Below the frontier, without the wait for it.
+    ahead = (
+        "select setval('usage.frontier_seq', (extract(epoch from %s::timestamptz + interval '3 hours') * 1e6)::bigint)"
+    )
+    db.execute(ahead, (since,))
+    db.refresh()
+    db.compare([(since, None, None), ("-infinity", since, None)])
+    assert db.scalar("select count(*) from usage.hourly where hour = %s::timestamptz", (since,)) == 1
+    assert db.verify().differences == 0
+
+
+ROLLUPS = {"daily_fact": "day", "daily_collection_fact": "day", "monthly_fact": "month", "monthly_collection_fact": "month",
+           "hourly_fact": "hour", "hourly_collection_fact": "hour"}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["event_count", "total_value", "secondary_value", "rejected_count"])
+@pytest.mark.parametrize("rollup", [*ROLLUPS, "daily_total"])
+def test_a_number_that_is_off(db: Database, rollup: str, column: str) -> None:
+    """One number of one row of any rollup: verify finds it, and a repair puts it right."""
+    hourly.turn_on(db.own)
+    db.insert("2026-01-02 10:00+00", "ai", 0, '{"tokens_in": "no", "tokens_out": 2}')
+    db.refresh()
+    db.execute(f"update usage.{rollup} set {column} = {column} + 1")
+    found = db.verify()
+    assert found.differences == 1, found.shown
+    assert db.verify(repair=True).trusted
+    assert db.verify().differences == 0
+    db.compare()
+
+
+@pytest.mark.parametrize("rollup", [*ROLLUPS, "daily_total"])
+def test_a_row_without_events(db: Database, rollup: str) -> None:
+    """A row of a day that has no events, nor any other row: verify finds it, and a repair removes it."""
+    hourly.turn_on(db.own)
+    db.insert("2026-01-02 10:00+00")
+    db.refresh()
+    if rollup == "daily_total":
+        db.execute(
+            "insert into usage.daily_total select date '2026-03-01', resource_type, 1, 1, 1, 0 from usage.daily_total"
+        )
+    else:
+        db.execute(
+            f"insert into usage.{rollup} select date '2026-03-01', key_id, 1, 1, 1, 0 from usage.{rollup} limit 1"
+        )
+    found = db.verify()
+    assert found.differences == 1, found.shown
+    assert db.verify(repair=True).trusted
+    assert db.scalar(f"select count(*) from usage.{rollup} where {ROLLUPS.get(rollup, 'day')} = '2026-03-01'") == 0
+    db.compare()
+
+
+def test_a_writer_to_a_partition(partitioned: Database) -> None:
+    """Whoever writes to a partition by its name holds no lock on the source, and is waited for all the same."""
+    writer = partitioned.connect(autocommit=False)
+    writer.execute(b"insert into public.events_new (resource_type, created_at) values ('ai', clock_timestamp())")
+    _beside(partitioned, frontier.SQL["still_open"], writer.commit, wait_timeout=20)
+    writer.commit()
+    partitioned.compare()
+
+
+def test_two_refreshes_with_the_same_new_key(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one waits for the first, and finds the key; it does not number it too."""
+    db.insert("2026-01-01 10:00+00", "new")
+    other: list[Background] = []
+    real = fold.number_keys
+
+    def beside(connection: psycopg.Connection[Any], rollup: str, *, hours: bool = False) -> None:
+        real(connection, rollup, hours=hours)
+        if not other:
+
+            def second() -> None:
+                with connect(db.settings) as own:
+                    refresh.refresh(own, db.settings)
+
+            other.append(Background(second))
+            waiting = "select exists (select from pg_locks where not granted)"
+            await_true(lambda: db.scalar(waiting) or not other[0].alive, "the second one reaches the lock")
+
+    monkeypatch.setattr(fold, "number_keys", beside)
+    db.refresh()
+    other[0].join()
+    assert db.execute("select status from usage.refresh_run") == [("done",), ("done",)]
+    db.compare()
+    assert db.verify().differences == 0

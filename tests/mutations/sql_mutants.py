@@ -1,0 +1,240 @@
+"""Mutants of the SQL that folds, captures and reads, each with the test that kills it.
+
+One change each, to a statement of ``aggregator/sql`` or to a function as migrations and ``attach`` leave it. A process with
+AGGREGATOR_TEST_MUTANT set to a mutant's name runs the tests with it: ``python -m tests.mutations --sql`` tries them all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+ENVIRONMENT = "AGGREGATOR_TEST_MUTANT"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old`` becomes ``new`` in a place: a block (``fold.add``) or a function's signature."""
+
+    name: str
+    place: str
+    old: str
+    new: str
+    killer: str
+    """Arguments of pytest, below tests/."""
+    equivalent: str | None = None
+    """Why no test can tell it; then killer is a test that runs the place."""
+
+    def mutated(self, text: str) -> str:
+        """Return a text of the place with the change; the old one must be in it once."""
+        assert text.count(self.old) == 1, f"{self.name}: {text.count(self.old)} times in {self.place}: {self.old}"
+        return text.replace(self.old, self.new)
+
+
+CUT = "usage.cut_window(timestamptz, timestamptz)"
+HOURS = (
+    "usage.with_hours(usage.window_parts, integer, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz,"
+    " timestamptz)"
+)
+ROWS = "usage.window_rows(timestamptz, timestamptz, uuid, boolean, boolean, boolean, boolean)"
+SUMS = "usage.window_sums(timestamptz, timestamptz, uuid, boolean, boolean, boolean, text)"
+FACT = "usage.fact_sql(text, date, date, integer, integer[], text)"
+HOUR_FACT = "usage.hour_fact_sql(text, timestamptz, timestamptz, integer, integer[], text, text)"
+EVENTS = "usage.window_events_sql(usage.window_parts, uuid)"
+DAYS = "usage.days_sql(usage.window_parts, boolean, boolean, uuid, text)"
+MEASURED = "usage.measured_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid)"
+ZONES = "usage.daily_series(timestamptz, timestamptz, uuid, text)"
+
+REFRESH = "integration/test_refresh.py"
+CAPTURE = "integration/test_capture.py"
+HOURLY = "integration/test_hourly.py"
+CONTENTS = "integration/test_contents.py"
+PURGE = "integration/test_purge.py"
+REBUILD = "integration/test_rebuild.py"
+TRUST = "integration/test_trust.py"
+HISTORIES = "integration/test_histories.py"
+TOTALS = "integration/test_totals.py"
+LOOKBACK = "integration/test_lookback.py"
+BY_HAND = "mutations/test_mutations.py"
+BOUNDARIES = "integration/test_boundaries.py"
+ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
+
+MUTANTS = [
+    # Fold: differences are added to what is there, to each rollup, and what became nothing is removed.
+    Mutant("counts are replaced", "fold.add", "f.event_count + excluded.event_count", "excluded.event_count", ALL),
+    Mutant("values are replaced", "fold.add", "f.total_value + excluded.total_value", "excluded.total_value", f"{REFRESH}::test_steps_are_bounded_and_recorded"),
+    Mutant("second values are replaced", "fold.add", "f.secondary_value + excluded.secondary_value", "excluded.secondary_value", ALL),
+    Mutant("rejections are replaced", "fold.add", "f.rejected_count + excluded.rejected_count", "excluded.rejected_count", ALL),
+    Mutant("totals are replaced", "fold.add_total", "t.total_value + excluded.total_value", "excluded.total_value", ALL),
+    Mutant("rejections of totals are replaced", "fold.add_total", "t.rejected_count + excluded.rejected_count", "excluded.rejected_count", ALL),
+    Mutant("totals are added twice", "fold.add_total", "t.event_count + excluded.event_count", "t.event_count + 2 * excluded.event_count", ALL),
+    Mutant("rows that add nothing are swept", "fold.sweep", "and r.event_count = 0 and", "and", ALL),
+    Mutant("nothing is swept", "fold.sweep", "r.event_count = 0", "false", ALL),
+    Mutant("totals are not swept", "fold.sweep_total", "r.event_count = 0", "false", ALL),
+    Mutant("one reason wins", "fold.merge_daily", "sum(x.total_value)", "max(x.total_value)", ALL),
+    Mutant("one reason's count wins", "fold.merge_daily", "sum(x.event_count)", "max(x.event_count)", ALL),
+    Mutant("one key is the month's", "fold.derive", "sum(x.total_value)", "max(x.total_value)", ALL),
+    Mutant("one key's rejections are the collection's", "fold.derive", "sum(x.rejected_count)", "max(x.rejected_count)", ALL),
+    Mutant("a level without a job has no key", "fold.add_keys", " or (x.key).model_level is not null", "", ALL),
+    Mutant("late changes of either sign for both", "fold.measured", "'l.sign = ' || %(late_sign)s::integer", "null::text || %(late_sign)s::integer", ALL),
+    Mutant("the running day is restated", "fold.restate", "x.bucket < %(below)s", "x.bucket <= %(below)s", ALL),
+    Mutant("the version stands still", "fold.count_version", "version + 1", "version", "integration/test_matviews.py integration/test_jobs.py"),
+    Mutant("the state is not locked", "fold.lock_state", " for update", "", f"{BOUNDARIES}::test_two_refreshes_with_the_same_new_key"),
+    Mutant("an interrupted repair believes itself", "fold.distrust", ", repair_day = null", "", f"{REBUILD} {TRUST}"),
+    Mutant("the first hour's first instant is in no hour", "fold.hour", ">= {since}", "> {since}", f"{BOUNDARIES}::test_an_event_where_hours_begin"),
+    # Refresh: what is claimed is what is dropped, with its sign.
+    Mutant("late changes add", "refresh.add_late", "sum(e.sign), coalesce", "count(*), coalesce", f"{REFRESH}::test_more_events_than_a_step_at_one_instant"),
+    Mutant("late values add", "refresh.add_late", "usage.signed(e.sign, e.value)", "e.value", ALL),
+    Mutant("late second values add", "refresh.add_late", "usage.signed(e.sign, e.secondary)", "e.secondary", ALL),
+    Mutant("late rejections add", "refresh.add_late", "sum(e.sign) filter", "count(*) filter", ALL),
+    Mutant("all is rejected", "refresh.raw_day", "count(*) filter (where e.rejected)", "count(*)", ALL),
+    Mutant("no second value is null", "refresh.raw_day", "coalesce(sum(e.secondary), 0)", "sum(e.secondary)", ALL),
+    Mutant("the last claimed instant is dropped whole", "refresh.drop_claimed", "<", "<=", ALL),
+    Mutant("a change at the frontier stays", "refresh.drop_covered", ">=", ">", f"{BOUNDARIES}::test_a_change_at_the_old_frontier"),
+    Mutant("a change at the end of a step goes", "refresh.drop_covered", "< %(to)s", "<= %(to)s", BY_HAND),
+    Mutant("a step begins after its first instant", "refresh.next_day_of_events", ">=", ">", f"{BOUNDARIES}::test_a_day_of_one_event_at_midnight"),
+    Mutant("a step's day ends a day late", "refresh.next_day_of_events", "usage.day_start(usage.next_day(usage", "usage.day_start(usage.next_day(1 + usage", ALL),
+    Mutant("after a TRUNCATE sealed late changes go", "refresh.drop_unsealed_late", " where l.created_at >= s.sealed_until", "", f"{PURGE} {CAPTURE} integration/test_attach.py"),
+    Mutant("a TRUNCATE hides a gap", "refresh.believe_anew", "and usage.uncaptured() is null", "", TRUST),
+    Mutant("no partition is new", "refresh.any_new_partition", "and (exists", "and false and (exists", f"{TRUST} integration/test_partitions.py"),
+    Mutant("no partition is gone", "refresh.any_gone", "l.leaf is not null", "false", f"{TRUST} integration/test_partitions.py"),
+    # The frontier: only upwards, and all who wrote before are waited for.
+    Mutant("the frontier follows the clock back", "frontier.advance", "           pg_sequence_last_value('usage.frontier_seq'),\n", "", REFRESH),
+    Mutant("the frontier stays behind the rollups", "frontier.advance", "where isfinite(s.frontier)", "where false", "integration/test_restore.py"),
+    Mutant("a frontier that is even is behind", "frontier.behind", "< extract", "<= extract", "integration/test_restore.py"),
+    Mutant("writers to partitions are not waited for", "frontier.writers", "on i.inhparent = t.relid", "on false", f"{BOUNDARIES}::test_a_writer_to_a_partition"),
+    Mutant("writers that end are waited for no longer", "frontier.still_open", "and l.granted", "and not l.granted", BY_HAND),
+    # Capture: what is late is logged with its sign, what is sealed is not.
+    Mutant("deletes add", "capture.capture_body", "values (-1, old", "values (1, old", CAPTURE),
+    Mutant("whoever has a table forges", "capture.capture_body", "if not coalesce", "if false and not coalesce", CAPTURE),
+    Mutant("whoever has a table truncates", "capture.truncate_body", "if coalesce", "if true or coalesce", CAPTURE),
+    Mutant("sealed events shrink history", "capture.capture_body", " and coalesce(old.created_at >= seal, true)", "", PURGE),
+    Mutant("the seal's first instant is sealed", "capture.capture_body", "coalesce(old.created_at < frontier, true) and coalesce(old.created_at >= seal, true)", "coalesce(old.created_at < frontier, true) and coalesce(old.created_at > seal, true)", f"{BOUNDARIES}::test_a_delete_at_the_seal"),
+    Mutant("what moves below the seal is lost", "capture.capture_body", "old.created_at >= seal or new", "new", f"{PURGE} integration/test_attach.py"),
+    Mutant("what moves from below the seal is lost", "capture.capture_body", "old.created_at >= seal or new.created_at >= seal", "old.created_at >= seal", f"{PURGE} integration/test_attach.py"),
+    Mutant("what moves to the tail is logged", "capture.capture_body", "new.created_at is not null\n       and coalesce(new.created_at < frontier, true)", "new.created_at is not null", CAPTURE),
+    Mutant("what was at the tail is logged", "capture.capture_body", "coalesce(old.created_at < frontier, true) and ", "", CAPTURE),
+    Mutant("an event without an instant is logged", "capture.capture_body", "if new.created_at is not null then", "if true then", f"{CONTENTS} {HISTORIES}"),
+    Mutant("a delete at the seal logs nothing", "capture.unsealed", ">=", ">", f"{BOUNDARIES}::test_a_delete_at_the_seal"),
+    Mutant("unknown is not late", "capture.late", "is not false", "is true", f"{CAPTURE} integration/test_restore.py"),
+    Mutant("what leaves for the tail is not logged", "capture.update_trigger", "({late_old} or {late_new})", "{late_new}", CAPTURE),
+    Mutant("what comes from the tail is not logged", "capture.update_trigger", "({late_old} or {late_new})", "{late_old}", CAPTURE),
+    Mutant("texts that are equal as numbers", "capture.update_trigger", "old.detail::text is distinct from new.detail::text", "old.detail is distinct from new.detail", f"{CONTENTS} {CAPTURE}"),
+    Mutant("another collection is no change", "capture.update_trigger", "or old.collection_id is distinct from new.collection_id", "", CAPTURE),
+    Mutant("another type is no change", "capture.update_trigger", "or old.resource_type is distinct from new.resource_type", "", f"{CAPTURE} {HISTORIES}"),
+    Mutant("a purge calls the function", "capture.delete_trigger", " and {unsealed_old}", "", PURGE),
+    Mutant("the seal's month stays", "capture.delete_monthly", "month >=", "month >", f"{PURGE} integration/test_attach.py"),
+    Mutant("the seal's month begins anew", "capture.restore_monthly", "where isfinite", "where not isfinite", f"{PURGE} integration/test_attach.py"),
+    # Seal and hours.
+    Mutant("a change at the seal is lost", "seal.drop_late", "<", "<=", f"{BOUNDARIES}::test_a_late_change_at_the_seal"),
+    Mutant("sealed changes add", "seal.add_late", "usage.signed(e.sign, e.value)", "e.value", PURGE),
+    Mutant("hours go on below a seal that cuts one", "seal.set_sealed", "else greatest(hourly_since", "else least(hourly_since", f"{HOURLY} {PURGE}"),
+    Mutant("hours begin with one that is folded", "hourly.turn_on", "usage.hours_from(frontier)", "usage.hours_to(frontier)", HOURLY),
+    Mutant("a fill takes what is not folded", "hourly.collect", "case when e.late then -e.sign else e.sign end", "e.sign", HOURLY),
+    Mutant("a fill forgets what is not folded", "hourly.collect", "from {measured} e,", "from (select * from {measured} x where not x.late) e,", HOURLY),
+    # Verify and repair.
+    Mutant("late changes are expected", "verify.expected", "case when e.late then -e.sign else e.sign end", "e.sign", REBUILD),
+    Mutant("rejections are not compared", "verify.differences", "having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0\n), days", "having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0\n), days", f"{BOUNDARIES}::test_a_number_that_is_off"),
+    Mutant("the month's first day is no day of it", "verify.differences", "where d.day >= usage.month_of", "where d.day > usage.month_of", REBUILD),
+    Mutant("a stray total is overlooked", "verify.next_bucket", "(select min(t.day) from usage.daily_total t where t.day >= %(day)s::date),", "", f"{BOUNDARIES}::test_a_row_without_events"),
+    Mutant("a stray row of a collection is overlooked", "verify.next_bucket", "(select min(c.day) from usage.daily_collection_fact c where c.day >= %(day)s::date),", "", f"{BOUNDARIES}::test_a_row_without_events"),
+    Mutant("hours are added, not compared", "verify.hour_differences", "-h.event_count, -h.total_value, -h.secondary_value, -h.rejected_count\n          from usage.hourly h", "-h.event_count, -h.total_value, -h.secondary_value, h.rejected_count\n          from usage.hourly h", HOURLY),
+    Mutant("hours end an hour late", "verify.hour_differences", "from usage.hourly h\n         where h.hour >= %(hour_from)s::timestamptz and h.hour < %(hour_to)s", "from usage.hourly h\n         where h.hour >= %(hour_from)s::timestamptz and h.hour <= %(hour_to)s", HOURLY),
+    Mutant("a repair believes what changed meanwhile", "verify.believe", "   and usage.fingerprint_doubt() is null\n", "", f"{REBUILD} {TRUST}"),
+    Mutant("a repair believes another one's reason", "verify.believe", "   and repair_run = %(run)s\n", "   and %(run)s is not null\n", f"{REBUILD} {TRUST}"),
+    Mutant("a repair goes on for another one", "verify.repaired_until", " and repair_run = %(run)s", " and %(run)s is not null", REBUILD),
+    Mutant("a repair goes on after a difference", "verify.distrust", " or repair_day > %(from)s::date", " and %(from)s::date is not null", f"{REBUILD} {TRUST}"),
+    # Lookback.
+    Mutant("a day fewer is looked back", "lookback.first_day", "- s.lookback_days", "- s.lookback_days + 1", LOOKBACK),
+    Mutant("no grace for open writers", "lookback.target", "- make_interval(secs => %(grace)s)", "- make_interval(secs => 0 * %(grace)s)", LOOKBACK),
+    # Read: a window's parts, each once.
+    Mutant("the tail from the frontier on", CUT, "p.tail_from := greatest(top, since)", "p.tail_from := top", ALL),
+    Mutant("the tail has no end", CUT, "p.tail_to := until", "p.tail_to := null", ALL),
+    Mutant("the left cut is added", CUT, "p.head_sign := -1", "p.head_sign := 1", ALL),
+    Mutant("the right cut is added", CUT, "p.foot_sign := -1", "p.foot_sign := 1", ALL),
+    Mutant("the first days are added", CUT, "p.left_sign := -1", "p.left_sign := 1", ALL),
+    Mutant("the last days are added", CUT, "p.right_sign := -1", "p.right_sign := 1", ALL),
+    Mutant("a cut month is whole", CUT, "p.right_to := p.day_to;", "p.right_to := last_from;", ALL),
+    Mutant("late changes above the frontier count", CUT, "days_end := least(coalesce(days_end, usage.day_start(p.day_to, s.time_zone)), top)", "days_end := coalesce(days_end, usage.day_start(p.day_to, s.time_zone))", f"{BY_HAND} concurrency"),
+    Mutant("late changes between hours count", CUT, "if spans_to[n - 1] < spans_from[n] then", "if false then", HOURLY),
+    Mutant("late changes of the last hours do not count", CUT, "if after_from < after_to then", "if false then", HOURLY),
+    Mutant("in doubt rollups are read", CUT, "top := case when doubt is null then s.frontier else s.sealed_until end", "top := s.frontier", TRUST),
+    Mutant("a cut sealed day is told as exact", CUT, "format('the window starts inside %s, which is sealed: that day counts whole', d);", "format('the window starts inside %s, which is sealed: that day counts whole', d);\n        p.exact := true;", "integration/test_attach.py"),
+    Mutant("an hour's first part has the hour's sign", HOURS, "case when first > from_at then sign else -sign end", "sign", HOURLY),
+    Mutant("an hour's last part has the hour's sign", HOURS, "case when last < to_at then sign else -sign end", "sign", HOURLY),
+    Mutant("an hour of the day before", HOURS, "usage.hours_to(from_at) >= day_from and ", "", HOURLY),
+    Mutant("an hour of the day after", HOURS, "usage.hours_from(to_at) <= day_to and ", "", HOURLY),
+    Mutant("hours that are not there", HOURS, "first := greatest(first, low);", "", HOURLY),
+    Mutant("the frontier's hour reaches above it", HOURS, "last := least(last, top);", "", HOURLY),
+    Mutant("no late change is looked for", EVENTS, "l.created_at >= p.late_from", "l.created_at > p.late_to", ALL),
+    Mutant("the foot is the head", EVENTS, "array[p.head_sign, p.foot_sign, 1]", "array[p.foot_sign, p.head_sign, 1]", ALL),
+    Mutant("days on the right are left out", DAYS, "least(p.right_to, last)", "p.right_from", ALL),
+    Mutant("days on the left are added", DAYS, "least(p.left_to, last), p.left_sign", "least(p.left_to, last), abs(p.left_sign)", ALL),
+    Mutant("a bucket too many", FACT, "f.%I >= %L::date and f.%I < %L::date", "f.%I >= %L::date and f.%I <= %L::date", ALL),
+    Mutant("a bucket too many of a collection", FACT, "buckets - 1", "buckets", ALL),
+    Mutant("second values are not taken off", FACT, "-f.secondary_value as", "f.secondary_value as", ALL),
+    Mutant("many buckets of a collection are all collections'", FACT, "' and f.key_id = any (%L::integer[])', keys) end", "'', keys) end", ALL),
+    Mutant("an hour too many", HOUR_FACT, "f.hour < %L::timestamptz", "f.hour <= %L::timestamptz", HOURLY),
+    Mutant("an hour too many of a collection", HOUR_FACT, "::bigint - 1", "::bigint", HOURLY),
+    Mutant("hours are not taken off", HOUR_FACT, "-f.total_value as", "f.total_value as", HOURLY),
+    Mutant("a collection's keys are its types'", "usage.keys_of(uuid, boolean)", "case when by_key then k.id else k.collection_key end", "k.id", ALL),
+    Mutant("keys are types", "usage.keys_of(uuid, boolean)", "case when by_key then k.id else k.collection_key end", "k.collection_key", ALL),
+    Mutant("days of nothing are shown", ROWS, "where s.event_count <> 0", "", ALL),
+    Mutant("collections of nothing are shown", ROWS, "having sum(k.event_count) <> 0$query$, of_keys));\n    end if;\n    if of_keys is not null and ai", "$query$, of_keys));\n    end if;\n    if of_keys is not null and ai", ALL),
+    Mutant("keys of nothing are shown", ROWS, "having sum(k.event_count) <> 0$query$, of_keys));\n    end if;\n    if receipt", "$query$, of_keys));\n    end if;\n    if receipt", ALL),
+    Mutant("collections of nothing in whole days are shown", ROWS, "     where k.event_count <> 0$query$", "$query$", ALL),
+    Mutant("all is AI", ROWS, "     where k.resource_type = 'ai'\n", "", ALL),
+    Mutant("raw values have no sign", ROWS, "usage.signed(e.sign, e.value)", "e.value", ALL),
+    Mutant("raw second values have no sign", ROWS, "usage.signed(e.sign, e.secondary)", "e.secondary", ALL),
+    Mutant("hours are in no day", ROWS, "format(\n                'select h.bucket, k.resource_type, h.event_count", "format(\n                'select h.bucket, k.resource_type, 0 * h.event_count", HOURLY),
+    Mutant("weeks by months", SUMS, "grain in ('none', 'month')", "grain in ('none', 'month', 'week')", TOTALS),
+    Mutant("groups of nothing are shown", SUMS, "having sum(z.event_count) <> 0", "", f"{TOTALS} integration/test_export.py"),
+    Mutant("general sums have no sign", SUMS, "coalesce(usage.signed(e.sign, e.value), 0)", "coalesce(e.value, 0)", TOTALS),
+    Mutant("general sums forget hours", SUMS, "concat_ws(' union all ', days, hours)", "concat_ws(' union all ', days)", f"{HOURLY} {TOTALS}"),
+    Mutant("the end of a range is in it", "usage.range_sql(timestamptz, timestamptz)", "e.created_at < %L", "e.created_at <= %L", ALL),
+    Mutant("of many cuts ends are in them", MEASURED, "x.created_at < c.to_at", "x.created_at <= c.to_at", HOURLY),
+    Mutant("gaps between hours are forgotten", MEASURED, "coalesce(' and ' || late_where, '')", "''", ALL),
+    Mutant("of sealed days today's definition", MEASURED, "case when f.valid_to is null then '' else format(' and r.created_at < %L::timestamptz', f.valid_to) end", "''", "integration/test_metrics.py"),
+    Mutant("others' events of a collection", MEASURED, "format(of_one, 'l')", "''", ALL),
+    Mutant("a sign is ignored", "usage.signed(integer, numeric)", "(- n)", "n", ALL),
+    Mutant("in doubt the frontier holds", "usage.effective_frontier()", "else s.sealed_until", "else s.frontier", TRUST),
+    Mutant("in doubt all days hold", "usage.rolled_until()", "usage.local_day(s.sealed_until, s.time_zone)", "'infinity'::date", TRUST),
+    Mutant("a TRUNCATE is no doubt", "usage.doubt()", "if exists (select from usage.truncate_marker)", "if false", CAPTURE),
+    Mutant("a sequence left behind is no doubt", "usage.doubt()", "if isfinite(s.frontier)", "if false", "integration/test_restore.py"),
+    Mutant("a sequence put right is no doubt", "usage.doubt()", "<> s.doubts then", "< s.doubts then", "integration/test_restore.py"),
+    Mutant("a fingerprint is no doubt", "usage.doubt()", "return usage.fingerprint_doubt()", "return null", TRUST),
+    # Days of other time zones.
+    Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", HOURLY),
+    Mutant("hours that a midnight cuts count whole", ZONES, "format('f.hour <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
+    Mutant("late changes in cut hours count twice", ZONES, "format('usage.hour_of(l.created_at) <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
+    Mutant("the frontier's hour is cut above it", ZONES, "least(c.to_at, top)", "c.to_at", HOURLY),
+    Mutant("the last hour is whole", ZONES, "case when bound < top then usage.hours_to(bound)", "case when bound < top then usage.hours_from(bound)", HOURLY),
+    Mutant("late changes before all rows are overlooked", ZONES, "usage.hour_of(min(l.created_at))", "null::timestamptz", HOURLY),
+    Mutant("late changes above the frontier count in zones", ZONES, "least(last_hour, top),\n            case when cut_hours", "last_hour,\n            case when cut_hours", HOURLY),
+]  # fmt: skip
+
+
+def chosen() -> Mutant | None:
+    """Return the mutant that this process is to run the tests with."""
+    name = os.environ.get(ENVIRONMENT)
+    return next(mutant for mutant in MUTANTS if mutant.name == name) if name else None
+
+
+def break_statement(mutant: Mutant) -> None:
+    """Change a statement in memory, if it is one that the mutant changes."""
+    if "(" not in mutant.place:
+        module, block = mutant.place.split(".")
+        statements: dict[str, Any] = importlib.import_module(f"aggregator.{module}").SQL
+        statements[block] = mutant.mutated(statements[block])
+
+
+def break_function(mutant: Mutant, connection: psycopg.Connection[Any]) -> None:
+    """Change a function of a database, if it is one that the mutant changes."""
+    if "(" in mutant.place:
+        row = connection.execute("select pg_get_functiondef(%s::regprocedure)", (mutant.place,)).fetchone()
+        assert row is not None
+        connection.execute(mutant.mutated(row[0]).encode())
