@@ -88,8 +88,8 @@ def do_everything(db: Database, own: Connection, settings: Settings) -> None:
     db.execute(
         "update usage.daily_fact set total_value = total_value + 1 where day = (select max(day) from usage.daily)"
     )
-    assert verify.verify(own, settings).differences == 1
-    assert verify.verify(own, settings, repair=True).differences == 1
+    assert verify.verify(own, settings).differences > 0
+    assert verify.verify(own, settings, repair=True).differences > 0
     assert metrics.set_metric(own, metrics.Metric("tts", "letters"), force=True)
     assert rebuild.rebuild(own, settings).trusted
     assert metrics.set_metric(own, metrics.Metric("tts", "characters", unit="characters"), force=True)

@@ -28,7 +28,7 @@ begin
          where p.pronamespace = 'pg_catalog'::regnamespace and p.prokind = 'f' and not p.proretset
            and p.prolang <> (select l.oid from pg_language l where l.lanname = 'c')
            and not exists (select from unnest(p.proargtypes || p.prorettype) t
-                            where t::regtype in ('internal', 'cstring', 'any', 'trigger', 'event_trigger', 'language_handler',
+                            where t::regtype in ('internal', 'cstring', '"any"', 'trigger', 'event_trigger', 'language_handler',
                                                  'index_am_handler', 'table_am_handler', 'fdw_handler', 'tsm_handler', 'void'))
     loop
         begin
@@ -88,6 +88,7 @@ declare
 begin
     for it in select p.proname, pg_get_function_identity_arguments(p.oid) as arguments from pg_proc p
                where p.pronamespace = 'usage'::regnamespace and not p.proretset and p.prorettype <> 'trigger'::regtype
+                 and pg_get_function_identity_arguments(p.oid) not like '%usage.%'  -- ours shall go without them
     loop
         begin
             execute format('create function evil.%I(%s) returns text language plpgsql as %L', it.proname, it.arguments,
