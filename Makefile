@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference matrix mutants clean
+.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference matrix mutants lock audit sbom clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -69,6 +69,27 @@ superset-check: $(STAMP) $(SUPERSET)/.installed  ## The bundle of deploy/superse
 
 cli-reference: $(STAMP)  ## docs/cli.md from --help.
 	$(BIN)/python -m docs.generate
+
+# What locks and audits the dependencies of the image.
+$(VENV)/.installed-supply: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --group supply
+	touch $@
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.13 --generate-hashes --no-annotate --upgrade \
+	--custom-compile-command "make lock"
+
+lock: $(VENV)/.installed-supply  ## deploy/*.lock anew: all that the image is made of, each file by its hash.
+	$(LOCK) pyproject.toml --extra web --extra parquet --output-file deploy/requirements.lock
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
+		| $(LOCK) - --output-file deploy/build.lock
+
+audit: $(VENV)/.installed-supply  ## Known vulnerabilities of what is locked: asks the package index, so it needs the network.
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement deploy/requirements.lock --requirement deploy/build.lock
+
+sbom: $(STAMP)  ## dist/usage-aggregator.cdx.json: what is in the image, for those who look for a package in it (CycloneDX).
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible --of JSON \
+		--output-file dist/usage-aggregator.cdx.json deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) $(SUPERSET) .matrix dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

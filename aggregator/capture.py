@@ -454,6 +454,14 @@ def _title_table(connection: Connection, settings: Settings, warnings: list[str]
             raise
         warnings.append(f"{exc}; collections are shown without titles")
         return None
+    relation = connection.execute(SQL["relation"], {"oid": titles.oid}).fetchone()
+    assert relation is not None
+    _, _, _, filtered, _, _, user, _ = relation
+    if filtered:
+        raise SourceError(
+            f"row-level security would hide rows of the title table {titles.name} from role {user}: ALTER ROLE {user} BYPASSRLS,"
+            " or AGGREGATOR_TITLE_TABLE=none"
+        )
     found = {column: rest[0] for column, *rest in connection.execute(SQL["columns"], {"oid": titles.oid}).fetchall()}
     if found.get("id") != "uuid" or found.get("title") not in {"text", "character varying"}:
         raise SourceError(

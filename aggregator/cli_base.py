@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated
 
+import psycopg
 import typer
+from psycopg.conninfo import conninfo_to_dict
 from rich.text import Text
 
 from aggregator import db, migrations, terminal
@@ -24,10 +26,25 @@ metric_app = typer.Typer(help="What each resource type adds up.", no_args_is_hel
 app.add_typer(metric_app, name="metric")
 errors = terminal.console(stderr=True)
 
+
+def _warn_of_password(given: str | None) -> str | None:
+    """Say so where a password is on the command line: every user of the host can read it there."""
+    try:
+        exposed = given is not None and "password" in conninfo_to_dict(given)
+    except psycopg.ProgrammingError:
+        exposed = False  # refused when it is used
+    if exposed:
+        say("aggregator: others see the password in --database-url: put it into AGGREGATOR_DATABASE_URL or ~/.pgpass", "yellow")  # fmt: skip
+    return given
+
+
 DatabaseUrl = Annotated[
     str | None,
-    typer.Option("--database-url", metavar="URL", help="libpq URI or keywords. [env: AGGREGATOR_DATABASE_URL, PG*]"),
-]
+    typer.Option(
+        "--database-url", metavar="URL", callback=_warn_of_password,
+        help="libpq URI or keywords, without the password, which others would see. [env: AGGREGATOR_DATABASE_URL, PG*]",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

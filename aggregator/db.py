@@ -63,10 +63,13 @@ def connect(settings: Settings, *, name: str = "aggregator", autocommit: bool = 
             client_encoding="utf8",
             **defaults,
         )
-    except psycopg.ProgrammingError as exc:  # the connection string itself; its text may hold the password
-        raise UsageError("AGGREGATOR_DATABASE_URL is no libpq URI or keyword string") from exc
+    # What libpq says may hold the password, or a part of it: a traceback shall not show it either.
+    except psycopg.ProgrammingError:  # the connection string itself
+        raise UsageError("AGGREGATOR_DATABASE_URL is no libpq URI or keyword string") from None
     except psycopg.OperationalError as exc:
-        raise DatabaseError(f"cannot connect to the database: {_without_password(_first_line(exc), conninfo)}") from exc
+        raise DatabaseError(
+            f"cannot connect to the database: {_without_password(_first_line(exc), conninfo)}"
+        ) from None
     for type_name in ("timestamptz", "date", "interval"):
         connection.adapters.register_loader(type_name, _TextLoader)
     if connection.info.server_version < MINIMUM_SERVER:

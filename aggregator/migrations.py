@@ -98,9 +98,10 @@ def upgrade(settings: Settings) -> tuple[str | None, str]:
         if before is not None:
             _require_known(before)
             _require_free(connection)
-        row = connection.execute(
-            "select getdatabaseencoding(), has_database_privilege(current_database(), 'CREATE')"
-        ).fetchone()
+        with transaction(connection, read_only=True):
+            row = connection.execute(
+                "select getdatabaseencoding(), has_database_privilege(current_database(), 'CREATE')"
+            ).fetchone()
         assert row is not None
         encoding, may_create = row
         if encoding != "UTF8":
@@ -172,11 +173,39 @@ def _run(settings: Settings, move: Callable[[Config, str], None], target: str) -
     capture.with_lock_retries(settings, lambda: _try(settings, move, target), "schema usage")
 
 
+def _own(settings: Settings) -> Connection:
+    """Open a connection for SQLAlchemy, which first asks for this and that: not through the role's own search_path."""
+    connection = connect(settings, name="aggregator migrate", autocommit=False)
+    set_local(connection, settings.lock_timeout)
+    return connection
+
+
+def _require_ours(connection: Connection) -> None:
+    """Raise SchemaError where others could put code into the schema that is about to be filled: ours would call it.
+
+    In the transaction that fills it: whoever may create schemas could have made it a moment ago.
+    """
+    row = connection.execute(SQL["others"]).fetchone()
+    if row is None:
+        return
+    user, owner, creators = row
+    if owner is not None:
+        raise SchemaError(
+            f"schema usage belongs to {owner}, who could put code into it that runs with the rights of {user}:"
+            f" DROP SCHEMA usage, or ALTER SCHEMA usage OWNER TO {user}"
+        )
+    if creators is not None:
+        raise SchemaError(
+            f"{creators} may create in schema usage, and so put code into it that runs with the rights of {user}:"
+            f" REVOKE CREATE ON SCHEMA usage FROM {creators}"
+        )
+
+
 def _try(settings: Settings, move: Callable[[Config, str], None], target: str) -> None:
     """Move to a revision in one transaction, which others neither wait for longer than its own work, nor deadlock with."""
     engine = sa.create_engine(
         "postgresql+psycopg://",
-        creator=lambda: connect(settings, name="aggregator migrate", autocommit=False),
+        creator=lambda: _own(settings),
         poolclass=sa.pool.NullPool,
     )
     config = _config()
@@ -187,6 +216,7 @@ def _try(settings: Settings, move: Callable[[Config, str], None], target: str) -
             set_local(own, settings.lock_timeout)
             own.execute(SQL["mutex"])
             own.execute(SQL["create_schema"])
+            _require_ours(own)
             own.execute(SQL["lock_tables"])
             config.attributes["connection"] = connection
             move(config, target)

@@ -32,7 +32,11 @@ class Settings(BaseSettings):
     """Everything that can be set, from the environment or by command-line options."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AGGREGATOR_", extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+        env_prefix="AGGREGATOR_",
+        extra="ignore",
+        env_ignore_empty=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # which may be a secret
     )
 
     database_url: SecretStr | None = Field(

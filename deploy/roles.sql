@@ -28,6 +28,9 @@
 -- A source that is attached with --capture lookback need not be owned by anybody here; SELECT is enough. A foreign table
 -- needs user mappings for the owner of schema usage (the read functions run as it) and for the refresher's login role.
 
+-- Whatever the database's own search_path would find first.
+set search_path = pg_catalog, pg_temp;
+
 do $$
 begin
     if not exists (select from pg_catalog.pg_roles where rolname = 'usage_owner') then
@@ -87,8 +90,11 @@ begin
         usage.late_change, usage.truncate_marker, usage.refresh_run, usage.verification, usage.restatement
         to usage_refresher;
     grant select, insert on usage.key to usage_refresher;
+    -- Not what usage.state says is attached: a trigger refuses that.
     grant select, update on usage.state, usage.job, usage.view_refresh, usage.health_limit to usage_refresher;
     grant select, update on sequence usage.frontier_seq, usage.seal_seq, usage.doubt_seq to usage_refresher;
     grant select on usage.pending, usage.rejected_event to usage_refresher;
     grant execute on all functions in schema usage to usage_refresher;
 end $$;
+
+reset search_path;

@@ -100,9 +100,10 @@ returns table (created_at timestamptz, collection_id uuid, resource_type text, d
 language sql stable parallel {parallel} as {body}
 
 -- event_between_body --
-select e.created_at, e.collection_id, e.resource_type, e.detail from usage.event() e where e.created_at >= $1 and ($2 is null or e.created_at < $2)
+select e.created_at, e.collection_id, e.resource_type, e.detail from usage.event() e where e.created_at operator(pg_catalog.>=) $1 and ($2 is null or e.created_at operator(pg_catalog.<) $2)
 
 -- event_between_function --
+-- Inlined, so it has no search_path of its own: its operators are qualified.
 create or replace function usage.event_between(since timestamptz, until timestamptz)
 returns table (created_at timestamptz, collection_id uuid, resource_type text, detail jsonb)
 language sql stable as {body}
@@ -167,13 +168,14 @@ as $$ begin raise object_not_in_prerequisite_state using message = 'not attached
 
 -- capture_body --
 -- The source is known by its name, so a restored database needs no new function; PUBLIC may execute this (or the
--- host's role could not create a partition), so a trigger on any other table does nothing.
+-- host's role could not create a partition), so a trigger on any other table does nothing, nor does a further one on this.
 declare
     frontier timestamptz;
     seal     timestamptz;
 begin
-    if not coalesce(tg_relid = pg_catalog.to_regclass({name})::oid
-                    or pg_catalog.pg_partition_root(tg_relid) = pg_catalog.to_regclass({name})::oid, false) then
+    if tg_name not in ('usage_insert', 'usage_update', 'usage_delete')
+       or not coalesce(tg_relid = pg_catalog.to_regclass({name})::oid
+                       or pg_catalog.pg_partition_root(tg_relid) = pg_catalog.to_regclass({name})::oid, false) then
         return null;
     end if;
     if tg_op = 'INSERT' then

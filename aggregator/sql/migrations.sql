@@ -18,6 +18,18 @@ do $$ begin
     end if;
 end $$
 
+-- others --
+-- While nothing of ours is in schema usage yet: whose it is, if not ours nor a role's that we act for (a superuser acts for
+-- all, which proves nothing), and who else may create in it.
+select current_user,
+       (select pg_get_userbyid(n.nspowner) from pg_roles r
+         where r.rolname = current_user and r.oid <> n.nspowner and (r.rolsuper or not pg_has_role(n.nspowner, 'USAGE'))),
+       (select string_agg(case a.grantee when 0 then 'PUBLIC' else quote_ident(pg_get_userbyid(a.grantee)) end, ', ' order by a.grantee)
+          from aclexplode(n.nspacl) a
+         where a.privilege_type = 'CREATE' and a.grantee <> n.nspowner)
+  from pg_namespace n
+ where n.nspname = 'usage' and to_regclass('usage.state') is null
+
 -- lock_tables --
 -- What readers lock first, before all else; the rest is to be had at once or not at all. So nobody waits behind a
 -- migration that waits for somebody else, and a reader is never part of a deadlock with it.

@@ -82,6 +82,12 @@ class KeySet:
         self._keys: dict[str | None, RSAPublicKey] | None = None
         url = urlsplit(place)
         self._url = place if url.scheme in {"http", "https"} else None
+        self._shown = f"{url.scheme}://{url.hostname}{url.path}"
+        if self._url is not None and "@" in url.netloc:
+            # Not sent by what fetches them, and one more place to read a password in.
+            raise UsageError(
+                "AGGREGATOR_HTTP_JWT_JWKS: a URL with a user or password in it is refused; keys are public"
+            )
         if url.scheme == "http" and url.hostname not in LOOPBACK:
             raise UsageError("AGGREGATOR_HTTP_JWT_JWKS: keys that come over http could be anybody's: use https")
         if self._url is None:
@@ -115,7 +121,7 @@ class KeySet:
                 self._tried_at = now
                 self._fetch(self._url)
             if self._keys is None:
-                raise KeysUnavailableError(f"the keys of {self._url} are not to be had")
+                raise KeysUnavailableError(f"the keys of {self._shown} are not to be had")
             return self._keys
 
     def _fetch(self, url: str) -> None:
