@@ -210,6 +210,7 @@ def scheduling(dsn: str) -> Iterator[tuple[int, int, list[str]]]:
         port = int(json.loads(lines[0])["metrics"].rpartition(":")[2])
         while sum('"event": "run"' in line for line in lines) < 2:
             lines.append(process.stderr.readline())
+            assert lines[-1], lines  # it has ended
         yield process.pid, port, lines
         process.send_signal(signal.SIGTERM)
         lines += process.stderr.readlines()
