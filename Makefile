@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench bench-growth stress kill superset-check cli-reference clean
+.PHONY: demo test check bench bench-growth windows stress kill soak superset-check cli-reference clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -36,11 +36,17 @@ bench-growth: $(VENV)/.installed-bench  ## The same at 1, 3, 10 and 30 million e
 	$(BIN)/python -m benchmarks.bench --growth 1,3,10,30 --subjects build,storage,reads,verify,refresh --json benchmarks/results/growth.json \
 		--plots benchmarks/results/growth $(BENCH_ARGS)
 
+windows: $(VENV)/.installed-bench  ## How many windowed reads a second, beside writers and a refresh every second (some two minutes).
+	$(BIN)/python -m benchmarks.windows $(WINDOWS_ARGS)
+
 stress: $(STAMP)  ## Concurrency, for minutes.
 	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency tests/integration/test_locks.py
 
 kill: $(STAMP)  ## kill -9 of 220 clients and 73 crashes of the server, all seen at work, at random moments (a quarter of an hour).
 	AGGREGATOR_FAULT_KILLS=220 $(BIN)/python -m pytest -q -s tests/faults/test_kill.py
+
+soak: $(STAMP)  ## All writers, faults and readers at once for an hour, with a report; SOAK_ARGS="--minutes 5".
+	$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 # Superset's pins differ from ours: an environment of its own, for Python 3.11.
 SUPERSET := .venv-superset
