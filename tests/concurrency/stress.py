@@ -339,8 +339,8 @@ class Stress:
             cursor = connection.cursor()
             columns = b" (collection_id, resource_type, detail, created_at)"
             with cursor.copy(b"copy " + source + columns + b" from stdin") as copy:
-                for age in rng.choices([0.0, 0.01, 1.0, -1.0, 86400.0, 8.5 * 86400, 40 * 86400], k=rng.randint(1, 5)):
-                    copy.write_row((*self._content(rng), datetime.now(timezone.utc) - timedelta(seconds=age)))
+                for seconds in rng.choices([0.0, 0.01, 1.0, -1.0, 86400.0, 8.5 * 86400, 40 * 86400], k=rng.randint(1, 5)):
+                    copy.write_row((*self._content(rng), datetime.now(timezone.utc) - timedelta(seconds=seconds)))
         elif kind < 0.7:
             cursor = connection.execute(
                 b"merge into " + source + b" e using (select id, random() as chance from " + source + b" where id in "

@@ -47,7 +47,7 @@ SETTINGS = {
 ROUND_SECONDS = 30.0
 CRASH_SECONDS = 15.0
 """Between two crashes, on average."""
-TERMINATE_SECONDS = 0.5
+TERMINATE_SECONDS = 1.5
 """Between two sessions that are terminated, on average."""
 KEPT_ROUNDS = 20
 """For so many rounds a database of commands is kept: its raw query gets slow."""
