@@ -97,11 +97,11 @@ def counted(db: Database) -> tuple[Database, dict[tuple[str, str, str | None, st
     seal.seal(db.own, db.settings, str(day))
     db.execute("delete from public.resource_usage_log where created_at < %s::date", (day,))
     assert db.scalar("select count(*) from usage.late_change") == 0
-    for (of_day, collection, resource_type, job), count in counts.items():
+    for (of_day, of_collection, of_type, of_job), count in counts.items():
         db.execute(
             "update usage.daily_fact f set event_count = %s from usage.key k where k.id = f.key_id and f.day = %s::date"
             " and k.collection_id = %s::uuid and k.resource_type = %s and k.job_type is not distinct from %s::text",
-            (count, of_day, collection, resource_type, job),
+            (count, of_day, of_collection, of_type, of_job),
         )
     of_days = "from usage.daily_fact d join usage.key k on k.id = d.key_id where"
     for statement in (

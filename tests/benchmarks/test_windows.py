@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import windows
+from benchmarks.reads import READS
 
 
 def test_windows_a_second(server: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +28,7 @@ def test_windows_a_second(server: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_difference_fails(server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is not the raw query's is said, and is the exit code."""
-    monkeypatch.setitem(windows.READS, "by_collection", windows.READS["by_collection"] + " limit 0")
+    monkeypatch.setitem(READS, "by_collection", READS["by_collection"] + " limit 0")
     code = windows.main([
         "--dsn", server, "--events", "2000", "--days", "10", "--collections", "3", "--seconds", "0.5", "--connections", "1",
         "--check-every", "1",

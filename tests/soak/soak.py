@@ -8,6 +8,7 @@ nobody purges. Nothing is written here that these two have already.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -276,9 +277,8 @@ class Kept:
         try:
             number = 0
             while not self._stop.is_set():
-                self._until_done(
-                    lambda number=number: self._strike(test_kill.COMMANDS[number % len(test_kill.COMMANDS)])
-                )  # type: ignore[misc]
+                command = test_kill.COMMANDS[number % len(test_kill.COMMANDS)]
+                self._until_done(functools.partial(self._strike, command))
                 self._until_done(lambda: test_kill.recover(self._db))
                 self._report.counts["snapshots compared"] += 2
                 number += 1
