@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference matrix mutants lock audit sbom clean
+.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference matrix mutants lock audit sbom windows soak clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -39,6 +39,9 @@ bench-growth: $(VENV)/.installed-bench  ## The same at 1, 3, 10 and 30 million e
 model: $(STAMP)  ## Every interleaving of the protocol's model, and each rule broken (two minutes).
 	$(BIN)/python -m tests.model
 
+windows: $(VENV)/.installed-bench  ## How many windowed reads a second, beside writers and a refresh every second (some two minutes).
+	$(BIN)/python -m benchmarks.windows $(WINDOWS_ARGS)
+
 stress: $(STAMP)  ## Concurrency, for minutes.
 	AGGREGATOR_STRESS_ROUNDS=40 $(BIN)/python -m pytest -q -s tests/concurrency tests/integration/test_locks.py
 
@@ -55,6 +58,9 @@ matrix: $(VENV)/.installed-matrix  ## The tests on PostgreSQL 15 to 18 and Pytho
 
 mutants: $(VENV)/.installed-mutants  ## Break the fold, capture and read code on purpose: how much of it the tests catch.
 	$(BIN)/python -m tests.mutations $(MUTANTS_ARGS)
+
+soak: $(STAMP)  ## All writers, faults and readers at once for an hour, with a report; SOAK_ARGS="--minutes 5".
+	$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 # Superset's pins differ from ours: an environment of its own, for Python 3.11.
 SUPERSET := .venv-superset

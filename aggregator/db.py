@@ -136,7 +136,9 @@ def one_line(error: BaseException) -> str:
         return f"{text}; {advice if ours else 'was it renamed or dropped? aggregator status says what to do'}"
     if isinstance(error, errors.LockNotAvailable):
         return f"a lock was not to be had in time, somebody holds it: {text}; try again later"
-    return text
+    # Of the lock table: which setting is too small.
+    hint = error.diag.message_hint if isinstance(error, errors.OutOfMemory) else None
+    return f"{text}; {hint}" if hint else text
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from aggregator import fold
 from aggregator import sql as sql_files
@@ -11,6 +12,9 @@ from aggregator.db import Connection, transaction
 from aggregator.errors import never
 
 SQL = sql_files.load("frontier")
+
+NAMED = 10
+"""Writers that are described at most, the oldest of those that are waited for: a thousand names help nobody."""
 
 BEHIND = "the frontier sequence was behind the rollups (a restore?): run aggregator refresh"
 """Why trust is off once it was noticed, until all days are repaired."""
@@ -58,7 +62,8 @@ def wait(connection: Connection, timeout: float, check: Callable[[], None] = nev
         with transaction(connection, read_only=True):
             ids = [row[0] for row in connection.execute(SQL["still_open"], {"ids": ids}).fetchall()]
             if ids and time.monotonic() >= deadline:
-                return tuple(row[0] for row in connection.execute(SQL["describe_writers"], {"ids": ids}).fetchall())
+                rows = connection.execute(SQL["describe_writers"], {"ids": ids[:NAMED]}).fetchall()
+                return _described(rows, len(ids) - NAMED)
         if ids:
             time.sleep(pause)
             pause = min(pause * 1.5, 0.25)
@@ -69,7 +74,12 @@ def open_writers(connection: Connection, seconds: float) -> tuple[str, ...]:
     """Describe those who write to the source and have been open for longer, in the caller's transaction."""
     ids = [row[0] for row in connection.execute(SQL["writers"]).fetchall()]
     rows = connection.execute(SQL["describe_old_writers"], {"ids": ids, "seconds": seconds}).fetchall()
-    return tuple(row[0] for row in rows)
+    return _described(rows[:NAMED], len(rows) - NAMED)
+
+
+def _described(rows: list[tuple[Any, ...]], more: int) -> tuple[str, ...]:
+    """Return descriptions, and how many more there are."""
+    return (*(str(row[0]) for row in rows), *([f"and {more:,} more"] if more > 0 else []))
 
 
 def advance_and_wait(

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import IsolationLevel
 
-from aggregator import capture, hourly, refresh, verify
+from aggregator import capture, hourly, read, refresh, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, connect
 from aggregator.settings import Settings
@@ -55,6 +55,12 @@ class Database:
         self.source = settings.get("source_table", "public.resource_usage_log")
         self.titles = settings.get("title_table", "public.nodes")
         self._opened: list[psycopg.Connection[Any]] = []
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Open the sessions anew, after a crash of the server."""
+        self.close()
+        self._opened.clear()
         self.connection = self.connect()
         self.own: Connection = connect(self.settings)
         self._opened.append(self.own)
@@ -212,6 +218,58 @@ def compare_days(
             raise Mismatch(
                 f"days of {zone}, {parameters}: missing {_some(expected, found)}; extra {_some(found, expected)}"
             )
+
+
+TOTALS = "bucket::text, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value"
+"""The columns of usage.totals() that the oracle has."""
+
+_ASKED: list[tuple[str, list[str]]] = [
+    ("none", ["collection", "resource_type"]),
+    ("day", ["resource_type"]),
+    ("week", ["job_type", "model_level"]),
+    ("month", ["collection"]),
+]
+"""Grains and keys that the totals are asked by."""
+
+
+def compare_others(
+    connection: psycopg.Connection[Any],
+    zone: str,
+    windows: Any = None,
+    *,
+    source: str = "public.resource_usage_log",
+    titles: str = "public.nodes",
+) -> None:
+    """Compare what ``compare`` leaves out, in the caller's snapshot: totals, exports, and the overview as Python has it."""
+    for since, until, collection in windows or DEFAULT_WINDOWS:
+        parameters: dict[str, Any] = {"since": _instant(connection, since), "until": until and _instant(connection, until),
+                                      "collection": collection, "zone": zone}  # fmt: skip
+        window = "%(since)s::timestamptz, %(until)s::timestamptz"
+        asked: list[tuple[str, str, str, dict[str, Any]]] = [
+            ("totals", f"select {TOTALS} from usage.totals({window}, %(by)s, %(grain)s, false, %(collection)s::uuid)",
+             f"totals by {by}, {grain}", {"by": by, "grain": grain})
+            for grain, by in _ASKED
+        ]  # fmt: skip
+        asked += [
+            ("export", "select bucket::text, collection_id::text, collection_title, resource_type, job_type, model_level, event_count,"
+             f" total_value, secondary_value from usage.export_rows({window}, %(grain)s, %(collection)s::uuid)",
+             f"export by {grain}", {"grain": grain})
+            for grain in ("day", "month")
+        ]  # fmt: skip
+        for section, query, what, more in asked:
+            raw = ORACLE[section].replace("{source}", source).replace("{titles}", titles)
+            expected = connection.execute(raw.encode(), parameters | more).fetchall()
+            found = connection.execute(query.encode(), parameters | more).fetchall()
+            if sorted(map(repr, expected)) != sorted(map(repr, found)):
+                raise Mismatch(
+                    f"{what}, of {parameters}: missing {_some(expected, found)}; extra {_some(found, expected)}"
+                )
+        overview = read._overview(connection.execute(read.SQL["overview"], {"days": 1, **parameters}).fetchall())
+        row = connection.execute(
+            b"select usage.overview(%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid)", parameters
+        ).fetchone()
+        if row is None or overview.as_contract() != row[0]:
+            raise Mismatch(f"the overview in Python, of {parameters}: {overview.as_contract()}, in SQL {row}")
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:

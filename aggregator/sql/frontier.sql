@@ -22,12 +22,18 @@ select pg_advisory_xact_lock(7305806122046875237)
 
 -- advance --
 -- Move the frontier that writers see to now, only ever upwards, also if the clock stepped back or the sequence was
--- left behind the rollups by a restore.
-select setval('usage.frontier_seq', greatest(
-           (extract(epoch from clock_timestamp()) * 1000000)::bigint,
-           pg_sequence_last_value('usage.frontier_seq'),
-           (select (extract(epoch from s.frontier) * 1000000)::bigint from usage.state s where isfinite(s.frontier)))),
-       usage.frontier_for_writers()
+-- left behind the rollups by a restore. Writers see it as float8, which from 2106 on no longer has every microsecond, and may
+-- round up: the rollups' frontier is then the instant itself, or the sequence would be behind it for ever.
+with moved as materialized (
+    select setval('usage.frontier_seq', greatest(
+               (extract(epoch from clock_timestamp()) * 1000000)::bigint,
+               pg_sequence_last_value('usage.frontier_seq'),
+               (select (extract(epoch from s.frontier) * 1000000)::bigint from usage.state s where isfinite(s.frontier)))) as at
+)
+select m.at,
+       least(usage.frontier_for_writers(),
+             timestamptz 'epoch' + m.at / 86400000000 * interval '1 day' + m.at % 86400000000 * interval '1 microsecond')
+  from moved m
 
 -- writers --
 -- The transaction ids of those who hold a write lock on the source or a partition. pg_locks is read once: a PREPARE
@@ -43,23 +49,28 @@ with recursive lock as materialized (
     union
     select i.inhrelid from tree t join pg_inherits i on i.inhparent = t.relid
 )
-select distinct id.transactionid::text
-  from lock on_table
-  join lock id on id.virtualtransaction = on_table.virtualtransaction
- where on_table.locktype = 'relation'
-   and on_table.granted
-   and on_table.database = (select d.oid from pg_database d where d.datname = current_database())
-   and on_table.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-   and on_table.relation in (select t.relid from tree t)
-   and id.locktype = 'transactionid'
+select id.transactionid::text
+  from lock id
+ where id.locktype = 'transactionid'
    and id.mode = 'ExclusiveLock'
    and id.granted
+   -- Arrays, not joins: the planner takes the locks for few and would compare each with each, and there may be ten thousand.
+   and id.virtualtransaction = any (array(
+        select distinct on_table.virtualtransaction
+          from lock on_table
+         where on_table.locktype = 'relation'
+           and on_table.granted
+           and on_table.database = (select d.oid from pg_database d where d.datname = current_database())
+           and on_table.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+           and on_table.relation = any (array(select t.relid from tree t))))
 
 -- still_open --
+-- The oldest first.
 select l.transactionid::text
   from pg_locks l
  where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
    and l.transactionid::text = any(%(ids)s)
+ order by age(l.transactionid) desc
 
 -- describe_writers --
 -- pid, application and age, as far as this role may see them; prepared transactions have their name.

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
@@ -19,7 +20,7 @@ from psycopg import IsolationLevel, errors
 from aggregator import capture, hourly, refresh, verify
 from aggregator import db as db_module
 from aggregator.errors import AggregatorError
-from tests.harness import COLLECTIONS, Database, compare, compare_days, snapshot
+from tests.harness import COLLECTIONS, Database, compare, compare_days, compare_others, snapshot
 from tests.integration.sources import PARTITIONED
 
 _EXPECTED = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable, errors.CheckViolation)
@@ -30,34 +31,65 @@ _WINDOWS = [
     ("now-9", "now-2", None),
     ("now-30", None, COLLECTIONS[0]),
 ]
+_ENDED = (errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
+"""Somebody else ends a prepared transaction, or did."""
 _OTHER_ZONES = ("Asia/Kolkata", "America/Havana")
+
+OPERATOR = "aggregator operator"
+"""The session that attaches again, and repairs."""
+DDL = "the host's DDL"
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the session, or the server, went away."""
+    if isinstance(
+        error, (errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, db_module.DatabaseError)
+    ):
+        return True
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
 
 
 class Stress:
     """One run: start the threads, let them work, stop them, and tell what went wrong."""
 
-    def __init__(self, db: Database, seed: int, *, ddl: bool = False, hours: bool = False) -> None:
+    def __init__(
+        self, db: Database, seed: int, *, ddl: bool = False, hours: bool = False, faults: bool = False
+    ) -> None:
         self.db = db
         self.partitioned = db.source == PARTITIONED
         self.seed = seed
         self.ddl = ddl
         self.hours = hours
         """Turn the hourly rollup on and off meanwhile, and compare days of other zones."""
+        self.faults = faults
+        """Somebody ends sessions and the server meanwhile: a role whose session is lost begins anew."""
         self.stop = threading.Event()
         self.ddl_turn = threading.Lock()
         """attach is DDL as well: it waits for the source, holding partitions, and another DDL could be the victim."""
+        self._bound = ""
+        """Of the partition that comes and goes."""
         self.failures: list[BaseException] = []
         self.counts: Counter[str] = Counter()
 
     def run(self, seconds: float, writers: int = 4, refreshers: int = 3, readers: int = 2) -> None:
         """Work for some seconds; raise the first failure of any thread; compare once more at rest."""
+        self.work(seconds, writers, refreshers, readers)
+        self.settle()
+
+    def work(self, seconds: float, writers: int = 4, refreshers: int = 3, readers: int = 2) -> None:
+        """Work for some seconds; raise the first failure of any thread."""
         roles: list[Callable[[random.Random], None]] = [
             *[self._write] * writers, *[self._refresh] * refreshers, *[self._read] * readers,
         ]  # fmt: skip
         if self.ddl:
-            roles += [self._change_partitions, self._operate] if self.partitioned else [self._change_table]
+            roles += [self._change_partitions if self.partitioned else self._change_table]
+        # A crash of a server on which the source got a new file is a doubt as well.
+        if self.ddl and (self.partitioned or self.faults):
+            roles += [self._operate]
         if self.hours:
             roles += [self._turn_hours, self._fill_hours]
+        if self.faults:
+            roles += [self._end_prepared]
         threads = [
             threading.Thread(target=self._guard, args=(role, random.Random(f"{self.seed} {number}")), daemon=True)
             for number, role in enumerate(roles)
@@ -71,10 +103,19 @@ class Stress:
             assert not thread.is_alive(), "a thread hangs: somebody blocks"
         if self.failures:
             raise self.failures[0]
+
+    def settle(self) -> None:
+        """Compare once more at rest, and after a refresh; put right what an operator would have to."""
+        if self.faults:
+            self.db.reconnect()
+            self._end_all_prepared(self.db.connection, 0, "rollback")
         self.db.compare(_WINDOWS)
         self.db.refresh()
         self.db.compare(_WINDOWS)
-        if self.partitioned:
+        if self.partitioned or self.faults:
+            if self.partitioned and self.faults:  # a session that was lost may have left it half detached
+                with suppress(errors.ObjectNotInPrerequisiteState, errors.UndefinedTable):
+                    self.db.execute("alter table public.events detach partition public.events_old finalize")
             self._mend(self.db.own)
             assert self.db.verify(repair=True).trusted
             self.db.compare(_WINDOWS)
@@ -89,30 +130,64 @@ class Stress:
 
     def _guard(self, role: Callable[[random.Random], None], rng: random.Random) -> None:
         try:
-            role(rng)
+            while not self.stop.is_set():
+                try:
+                    role(rng)
+                except Exception as exc:
+                    if not (self.faults and lost(exc)):
+                        raise
+                    self.counts["sessions lost"] += 1
+                    self.stop.wait(0.05)
         except BaseException as exc:  # noqa: BLE001 -- handed to the main thread
             self.failures.append(exc)
             self.stop.set()
+
+    def _end_prepared(self, rng: random.Random) -> None:
+        """End what a writer prepared before its session was lost."""
+        with psycopg.connect(self.db.dsn, autocommit=True) as connection:
+            while not self.stop.wait(0.5):
+                self._end_all_prepared(connection, 2, rng.choice(["commit", "rollback"]))
+
+    @staticmethod
+    def _end_all_prepared(connection: psycopg.Connection[Any], seconds: int, verb: str) -> None:
+        found = connection.execute(
+            b"select gid from pg_prepared_xacts where database = current_database()"
+            b" and prepared <= clock_timestamp() - make_interval(secs => %s)", (seconds,),
+        ).fetchall()  # fmt: skip
+        for (gid,) in found:
+            with suppress(*_ENDED):
+                connection.execute(f"{verb} prepared '{gid}'".encode())
 
     def _refresh(self, rng: random.Random) -> None:
         settings = self.db.settings.model_copy(update={"step_events": rng.choice([3, 20, 1000])})
         with db_module.connect(settings) as connection:
             while not self.stop.is_set():
                 changed = settings.model_copy(update={"wait_timeout": rng.choice([0.0, 0.05, 5.0])})
-                refresh.refresh(connection, changed)
+                done = refresh.refresh(connection, changed)
                 self.counts["refreshes"] += 1
+                self.counts["events folded"] += done.events
+                self.counts["late changes folded"] += done.late_changes
                 time.sleep(rng.random() * 0.02)
 
-    def _read(self, _rng: random.Random) -> None:
+    def _read(self, rng: random.Random) -> None:
         with psycopg.connect(self.db.dsn, autocommit=True) as connection:
             while not self.stop.is_set():
                 with snapshot(connection):
                     # Before the snapshot: one that is older than a TRUNCATE or rewrite sees neither side truly.
                     if self.partitioned and self.ddl:
                         # Nor is a partition attached for the planner's eyes only.
-                        connection.execute(f"lock table only {self.db.source} in share update exclusive mode".encode())
+                        try:
+                            connection.execute(
+                                f"lock table only {self.db.source} in share update exclusive mode".encode()
+                            )
+                        except errors.DeadlockDetected:
+                            # FINALIZE waits for whoever is in a transaction, us, with the lock in its hands: the test's own.
+                            if not self.faults:
+                                raise
+                            raise psycopg.Rollback from None
                     connection.execute(f"lock table {self.db.source} in access share mode".encode())
                     compare(connection, self.db.zone, _WINDOWS, source=self.db.source)
+                    compare_others(connection, self.db.zone, [rng.choice(_WINDOWS)], source=self.db.source)
                     if self.hours:
                         for zone in _OTHER_ZONES:
                             compare_days(connection, zone, _WINDOWS, source=self.db.source)
@@ -142,7 +217,7 @@ class Stress:
                 self.stop.wait(rng.random() * 0.1)
 
     def _change_table(self, rng: random.Random) -> None:
-        with psycopg.connect(self.db.dsn, autocommit=True) as connection:
+        with psycopg.connect(self.db.dsn, autocommit=True, application_name=DDL) as connection:
             while not self.stop.is_set():
                 statement = rng.choice(
                     [
@@ -163,11 +238,13 @@ class Stress:
                 self.stop.wait(rng.random() * 0.3)
 
     def _change_partitions(self, rng: random.Random) -> None:
-        with psycopg.connect(self.db.dsn, autocommit=True) as connection:
-            row = connection.execute(
-                b"select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_old'::regclass"
-            ).fetchone()
-            assert row is not None
+        with psycopg.connect(self.db.dsn, autocommit=True, application_name=DDL) as connection:
+            if not self._bound:  # later it may be away
+                row = connection.execute(
+                    b"select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_old'::regclass"
+                ).fetchone()
+                assert row is not None
+                self._bound = str(row[0])
             changes = [
                 "truncate public.events_old",
                 "truncate public.events_mid_0",
@@ -177,17 +254,20 @@ class Stress:
                 "drop table if exists public.events_ancient",
                 "begin; alter table public.events detach partition public.events_old;"
                 " delete from public.events_old where id % 2 = 0;"
-                f" alter table public.events attach partition public.events_old {row[0]}; commit",
+                f" alter table public.events attach partition public.events_old {self._bound}; commit",
                 "alter table public.events detach partition public.events_old",
                 "alter table public.events detach partition public.events_old concurrently",
-                f"alter table public.events attach partition public.events_old {row[0]}",
+                f"alter table public.events attach partition public.events_old {self._bound}",
             ]
+            if self.faults:  # a session that was lost may have left it half detached
+                changes.insert(0, "alter table public.events detach partition public.events_old finalize")
             while not self.stop.is_set():
                 try:
                     with self.ddl_turn:
                         connection.execute(rng.choice(changes).encode())
-                except (errors.DuplicateTable, errors.CheckViolation, errors.UndefinedTable, errors.WrongObjectType):
-                    # It is there, or is not, already.
+                except (errors.DuplicateTable, errors.CheckViolation, errors.UndefinedTable, errors.WrongObjectType,
+                        errors.ObjectNotInPrerequisiteState):  # fmt: skip
+                    # It is there, or is not, or only half, already.
                     connection.execute(b"rollback")
                 self.counts["ddl"] += 1
                 self.stop.wait(rng.random() * 0.3)
@@ -196,7 +276,7 @@ class Stress:
 
     def _operate(self, rng: random.Random) -> None:
         """Do what the doubts say is to be done, or trust would be off from the first detached partition on."""
-        with db_module.connect(self.db.settings) as connection:
+        with db_module.connect(self.db.settings, name=OPERATOR) as connection:
             while not self.stop.is_set():
                 if verify.read_doubt(connection) is not None:
                     with suppress(AggregatorError):
@@ -221,6 +301,8 @@ class Stress:
                 self.counts["transactions"] += 1
 
     def _transaction(self, connection: psycopg.Connection[Any], rng: random.Random) -> None:
+        if rng.random() < 0.1:
+            connection.execute(b"set local lock_timeout = '5ms'")
         for _ in range(rng.randint(1, 4)):
             if rng.random() < 0.15:
                 try:
@@ -244,7 +326,8 @@ class Stress:
             time.sleep(rng.random() * 0.03)
             connection.autocommit = True
             verb = "commit" if rng.random() < 0.7 else "rollback"
-            connection.execute(f"{verb} prepared '{name}'".encode())
+            with suppress(*(_ENDED if self.faults else ())):
+                connection.execute(f"{verb} prepared '{name}'".encode())
             connection.autocommit = False
         else:
             connection.commit()
@@ -253,23 +336,33 @@ class Stress:
         kind = rng.random()
         source = self.db.source.encode()
         pick = b"(select id from " + source + b" order by hashint8(id + %s) limit %s)"
-        if kind < 0.6:
+        if kind < 0.5:
             age = rng.choice(["0 s", "0 s", "0 s", "1 s", "-1 s", "20 ms", "1 day", "8 days", "40 days", "-1 day"])
-            connection.execute(
+            cursor = connection.execute(
                 b"insert into " + source + b" (collection_id, resource_type, detail, created_at)"
                 b" select %s, %s, %s::jsonb, clock_timestamp() - %s::interval from generate_series(1, %s)",
-                (
-                    rng.choice([*COLLECTIONS[:3], None]),
-                    rng.choice(["ai", "ai", "tts", None]),
-                    rng.choice(
-                        ['{"tokens_in": 1.25, "job_type": "a"}', '{"tokens_in": "x"}', '{"characters": 3}', "{}"]
-                    ),
-                    age,
-                    rng.randint(1, 5),
-                ),
+                (*self._content(rng), age, rng.randint(1, 5)),
             )
-        elif kind < 0.8:
-            connection.execute(
+        elif kind < 0.6:
+            cursor = connection.cursor()
+            columns = b" (collection_id, resource_type, detail, created_at)"
+            with cursor.copy(b"copy " + source + columns + b" from stdin") as copy:
+                for seconds in rng.choices(
+                    [0.0, 0.01, 1.0, -1.0, 86400.0, 8.5 * 86400, 40 * 86400], k=rng.randint(1, 5)
+                ):
+                    copy.write_row((*self._content(rng), datetime.now(timezone.utc) - timedelta(seconds=seconds)))
+        elif kind < 0.7:
+            cursor = connection.execute(
+                b"merge into " + source + b" e using (select id, random() as chance from " + source + b" where id in "
+                + pick + b" union all select null, 1) s on e.id = s.id"
+                b" when matched and s.chance < 0.3 then delete"
+                b" when matched then update set detail = '{\"tokens_in\": 2.5}', created_at = e.created_at - interval '1 hour'"
+                b" when not matched then insert (resource_type, detail, created_at)"
+                b" values ('ai', '{\"tokens_in\": \"4\"}', clock_timestamp() - interval '2 days')",
+                (rng.randint(0, 10**6), rng.randint(1, 3)),
+            )  # fmt: skip
+        elif kind < 0.85:
+            cursor = connection.execute(
                 b"update " + source + b" set created_at = clock_timestamp() - %s::interval, resource_type = 'ai'"
                 b" where id in " + pick,
                 (
@@ -279,6 +372,16 @@ class Stress:
                 ),
             )
         else:
-            connection.execute(
+            cursor = connection.execute(
                 b"delete from " + source + b" where id in " + pick, (rng.randint(0, 10**6), rng.randint(1, 4))
             )
+        self.counts["events written"] += max(cursor.rowcount, 0)
+
+    @staticmethod
+    def _content(rng: random.Random) -> tuple[str | None, str | None, str]:
+        """Return a collection, a type and a detail."""
+        return (
+            rng.choice([*COLLECTIONS[:3], None]),
+            rng.choice(["ai", "ai", "tts", None]),
+            rng.choice(['{"tokens_in": 1.25, "job_type": "a"}', '{"tokens_in": "x"}', '{"characters": 3}', "{}"]),
+        )

@@ -61,8 +61,10 @@ class Writer:
     A lock that it does not get within two seconds is a failure: nothing of ours blocks writers.
     """
 
-    def __init__(self, db: Database, seed: int) -> None:
+    def __init__(self, db: Database, seed: int, pause: float = 0.02) -> None:
         self.db = db
+        self.pause = pause
+        """Seconds between two transactions, at most."""
         self.random = random.Random(seed)
         self.transactions = 0
         self.failure: BaseException | None = None
@@ -115,4 +117,4 @@ class Writer:
                 else:
                     connection.commit()
                 self.transactions += 1
-                self._stop.wait(self.random.random() * 0.02)
+                self._stop.wait(self.random.random() * self.pause)

@@ -90,12 +90,13 @@ def make_work(db: Database, rng: random.Random) -> None:
         f" insert into {SHADOW} select * from written"
     )
     if rng.random() < 0.4:
-        db.execute(
-            "update usage.daily_fact set total_value = total_value + 1 where day >= (select greatest(usage.local_day(sealed_until, time_zone), '2000-01-01') from usage.state)"
-        )
-        db.execute(
-            "update usage.state set trusted = false, distrust_reason = 'a test says so: run aggregator rebuild', repair_day = null"
-        )
+        with db.connection.transaction():
+            db.execute(
+                "update usage.daily_fact set total_value = total_value + 1 where day >= (select greatest(usage.local_day(sealed_until, time_zone), '2000-01-01') from usage.state)"
+            )
+            db.execute(
+                "update usage.state set trusted = false, distrust_reason = 'a test says so: run aggregator rebuild', repair_day = null"
+            )
     if rng.random() < 0.4:
         db.execute("update usage.job set done_for = null, started_at = null")
         db.execute("update usage.state set attached_at = now() - interval '3 days'")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from aggregator import UsageError, metrics, rebuild, seal, usage_totals
-from tests.harness import COLLECTIONS, ORACLE, Database, Mismatch, snapshot
+from tests.harness import COLLECTIONS, ORACLE, TOTALS, Database, Mismatch, snapshot
 
 KEYS = ("collection", "resource_type", "job_type", "model_level")
 GRAINS = ("none", "day", "week", "month")
@@ -24,8 +24,6 @@ WINDOWS = [
     ("2026-03-28 12:00+01", "2026-03-29 12:00+02"),
     ("2026-05-05 00:00+02", "2026-05-05 00:30+02"),
 ]
-
-COLUMNS = "bucket::text, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value"
 
 
 @pytest.fixture
@@ -64,7 +62,7 @@ def totals(db: Database, since: str, until: str | None, **options: Any) -> list[
         "fill": False,
         **options,
     }
-    columns = parameters.pop("columns", COLUMNS)
+    columns = parameters.pop("columns", TOTALS)
     return db.execute(
         f"select {columns} from usage.totals(%(since)s, %(until)s, %(by)s, %(grain)s, %(fill)s, %(collection)s)",
         parameters,
@@ -246,7 +244,7 @@ def test_from_python(usage: Database) -> None:
             connection, by=["collection", "job_type"], grain="week", fill=True, since=since, until=until
         )
     rows = totals(usage, str(since), str(until), by=["collection", "job_type"], grain="week", fill=True,
-                  columns=f"{COLUMNS}, event_count_before, total_value_before, unit")  # fmt: skip
+                  columns=f"{TOTALS}, event_count_before, total_value_before, unit")  # fmt: skip
     assert [(str(row.bucket), row.collection_id, row.resource_type, row.job_type, row.model_level, row.event_count,
              row.total_value, row.secondary_value, row.event_count_before, row.total_value_before, row.unit)
             for row in found.rows] == rows  # fmt: skip
