@@ -169,6 +169,10 @@ class Settings(BaseSettings):
         # To libpq an empty string means whatever server its defaults lead to.
         if value is not None and not value.get_secret_value().strip():
             raise ValueError("it is empty; write it like postgresql://user@host/database")
+        # libpq takes what follows the first @ for a host, and errors and logs name hosts.
+        scheme, _, rest = value.get_secret_value().partition("://") if value is not None else ("", "", "")
+        if scheme.strip() in {"postgresql", "postgres"} and rest.partition("/")[0].count("@") > 1:
+            raise ValueError("its password has an @ in it: write it as %40")
         return value
 
     @field_validator("time_zone")

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from aggregator import (
     capture,
@@ -240,9 +241,7 @@ def test_a_schema_of_a_group_is_ours(make_role: MakeRole, new_database: NewDatab
     db.execute(
         f"create schema usage authorization {group}; grant {group} to {member}; grant create on database {db.name} to {member}"
     )
-    migrations.upgrade(
-        db.settings.model_copy(update={"database_url": Settings(database_url=f"{db.dsn} user={member}").database_url})
-    )  # type: ignore[arg-type]
+    migrations.upgrade(db.settings.model_copy(update={"database_url": SecretStr(f"{db.dsn} user={member}")}))
     assert db.scalar("select to_regclass('usage.state') is not null")
 
 

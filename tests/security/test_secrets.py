@@ -63,12 +63,13 @@ def test_tracebacks_of_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         {"http_jwt_secret": f"-----BEGIN PRIVATE KEY----- {JWT}"},
         {"http_jwt_secret": JWT, "keep": "forever", "database_url": f"password={PASSWORD}"},
         {"http_jwt_secret": JWT, "refresh_every": -1},
+        {"database_url": f"postgresql://user:word@{PASSWORD}@127.0.0.1:1/x"},
     ):
         with pytest.raises(UsageError) as caught:
             load_settings(**given)
         holds_no_secret("".join(traceback.format_exception(caught.value)))
         with pytest.raises(ValueError, match="validation error") as failed:
-            Settings(**given)  # type: ignore[arg-type]
+            Settings(**given)
         holds_no_secret(str(failed.value) + repr(failed.value))
 
 
@@ -85,9 +86,9 @@ def test_repr(db: Database) -> None:
 def test_key_set_of_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     """A URL with a password in it is refused without being shown; a query is not shown where the keys are not to be had."""
     with pytest.raises(UsageError, match="a URL with a user or password") as refused:
-        keys.KeySet("https://user:s3cret@keys.invalid/set")
+        keys.KeySet(f"https://user:{PASSWORD}@keys.invalid/set")
     holds_no_secret("".join(traceback.format_exception(refused.value)))
-    key_set = keys.KeySet("http://127.0.0.1:1/set?key=s3cret")
+    key_set = keys.KeySet(f"http://127.0.0.1:1/set?key={PASSWORD}")
     with pytest.raises(keys.KeysUnavailableError, match="the keys of http://127.0.0.1/set are not to be had") as caught:
         key_set.find("any")
     holds_no_secret("".join(traceback.format_exception(caught.value)))
@@ -113,7 +114,7 @@ def test_logs_of_all_levels(
         export.export_usage(own, io.BytesIO(), days=365)
     for log_format in ("json", "text"):
         assert scheduler.run_once(settings.model_copy(update={"log_format": log_format}))
-    away = Settings(database_url=f"postgresql://user:word@{PASSWORD}@127.0.0.1:1/x", refresh_every=1.0)  # type: ignore[arg-type]
+    away = Settings(database_url=f"postgresql://user:{PASSWORD}@127.0.0.1:1/x", refresh_every=1.0)  # type: ignore[arg-type]
     for at in (settings, away):
         running = scheduler.Scheduler(at.model_copy(update={"log_format": "json"}))
         running.wake("refresh")
@@ -140,7 +141,7 @@ def test_logs_of_all_levels(
 def test_http_errors_logs_and_metrics(web_db: Database, new_client: Callable[..., Client]) -> None:
     """Answers, log lines and metrics: neither password, nor secret, nor token, also when the database is away."""
     given = token(JWT)
-    for dsn in (f"{web_db.dsn} password={PASSWORD}", f"postgresql://user:word@{PASSWORD}@127.0.0.1:1/x"):
+    for dsn in (f"{web_db.dsn} password={PASSWORD}", f"postgresql://user:{PASSWORD}@127.0.0.1:1/x"):
         client = new_client(web_db, database_url=dsn, http_jwt_secret=JWT)
         client.application._reader._pool.timeout = 1.0
         seen = []
@@ -218,6 +219,8 @@ def scheduling(dsn: str) -> Iterator[tuple[int, int, list[str]]]:
     finally:
         process.kill()
         process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc here")

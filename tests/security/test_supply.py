@@ -34,7 +34,7 @@ def locked(name: str) -> dict[str, Version]:
         parsed = Requirement(requirement)
         pin = next(iter(parsed.specifier))
         assert (pin.operator, len(parsed.specifier), parsed.url) == ("==", 1, None), requirement
-        found[canonicalize_name(parsed.name)] = Version(pin.version)
+        found[str(canonicalize_name(parsed.name))] = Version(pin.version)
     return found
 
 
