@@ -159,6 +159,7 @@ def _attach_once(
     ):
         renewed = _create_functions(connection, source.name, titles.name if titles else None, distributed=distributed)
         connection.execute(SQL["restore_grants"])
+        connection.execute(SQL["set_numbers"])
         return renewed
 
     if lookback_days is None:
@@ -186,6 +187,7 @@ def _attach_once(
         connection.execute(SQL["distrust"], {})
         warnings.append(f"capture had a gap ({doubt}): run aggregator verify --repair")
     connection.execute(SQL["restore_grants"])
+    connection.execute(SQL["set_numbers"])
     return True
 
 

@@ -178,6 +178,12 @@ begin
                        or pg_catalog.pg_partition_root(tg_relid) = pg_catalog.to_regclass({name})::oid, false) then
         return null;
     end if;
+    -- What another server noted of a change comes along with it where late_change itself is subscribed to: not once more.
+    if pg_catalog.current_setting('session_replication_role') = 'replica' then
+        if exists (select from pg_catalog.pg_subscription_rel r where r.srrelid = 'usage.late_change'::pg_catalog.regclass) then
+            return null;
+        end if;
+    end if;
     if tg_op = 'INSERT' then
         -- WHEN has found it late, or without an instant. Whatever comes to be there adds, also below the seal.
         if new.created_at is not null then
@@ -212,8 +218,11 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as {body
 -- truncate_body --
 begin
     if coalesce(tg_relid = pg_catalog.to_regclass({name})::oid
-                or pg_catalog.pg_partition_root(tg_relid) = pg_catalog.to_regclass({name})::oid, false) then
-        insert into usage.truncate_marker (truncated) values (tg_relid::regclass::text);
+                or pg_catalog.pg_partition_root(tg_relid) = pg_catalog.to_regclass({name})::oid, false)
+       and not (pg_catalog.current_setting('session_replication_role') = 'replica'
+                and exists (select from pg_catalog.pg_subscription_rel r where r.srrelid = 'usage.truncate_marker'::pg_catalog.regclass)) then
+        -- One marker is as good as two: where rows were replicated and the numbers were not, they may meet.
+        insert into usage.truncate_marker (truncated) values (tg_relid::regclass::text) on conflict do nothing;
     end if;
     return null;
 end
@@ -221,6 +230,16 @@ end
 -- capture_truncate_function --
 create or replace function usage.capture_truncate() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as {body}
+
+-- set_numbers --
+-- Of runs and the like: where their rows were replicated, the numbers that are next were not.
+select setval(pg_get_serial_sequence(t.name, 'id')::regclass, t.last)
+  from (select 'usage.refresh_run', max(r.id) from usage.refresh_run r
+        union all select 'usage.verification', max(v.id) from usage.verification v
+        union all select 'usage.restatement', max(c.id) from usage.restatement c
+        union all select 'usage.metric_history', max(h.id) from usage.metric_history h
+        union all select 'usage.truncate_marker', max(m.id) from usage.truncate_marker m) t (name, last)
+ where coalesce(pg_sequence_last_value(pg_get_serial_sequence(t.name, 'id')::regclass), 0) < t.last
 
 -- late --
 -- The frontier test: below the frontier, or unknown. In the WHEN clause, so that an ordinary insert calls no function. In as
