@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench bench-growth model stress kill superset-check cli-reference matrix mutants lock audit sbom windows soak clean
+.PHONY: demo test test-long check bench bench-growth model stress kill superset-check cli-reference matrix mutants lock audit sbom windows soak clean
 
 # The environment's programs, made anew when the dependencies change.
 $(STAMP): pyproject.toml
@@ -18,6 +18,9 @@ demo: $(STAMP)  ## Everything once, on an embedded PostgreSQL with a year of sam
 
 test: $(STAMP)  ## All tests; AGGREGATOR_TEST_BIN=/usr/lib/postgresql/15/bin for another server than the embedded one.
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal $(PYTEST_ARGS)
+
+test-long: $(STAMP)  ## And those that take long: adversarial ones, mutants of the SQL, every scenario of the model.
+	AGGREGATOR_TEST_LONG=1 $(BIN)/python -m pytest -q -n 2 -m long $(PYTEST_ARGS)
 
 check: $(STAMP)  ## Lint and types.
 	$(BIN)/ruff check .

@@ -44,6 +44,14 @@ def pytest_report_header() -> str:
     return f"postgresql: {where}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it is asked for."""
+    if os.environ.get("AGGREGATOR_TEST_LONG") != "1":
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long: make test-long"))
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """A connection string of the server, without a database name."""

@@ -18,6 +18,8 @@ from tests.faults.test_kill import new_database_of
 from tests.harness import Database
 from tests.plans.explain import Node, nodes_of
 
+pytestmark = pytest.mark.long
+
 WRITERS = 120
 PARTITIONS = 100
 FEW = 8

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.cli.test_cli import run
 from tests.harness import Database
 from tests.integration.sources import settled
+
+pytestmark = pytest.mark.long
 
 WINDOWS = [("-infinity", None, None), ("now-30", "now-3", None)]
 

@@ -8,7 +8,6 @@ The file goes on top of the release's own migration: functions, triggers, events
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import psycopg
@@ -44,7 +43,7 @@ def main() -> None:
             connection.execute(SCHEMA.encode())
             settings = Settings(database_url=server.dsn("app"), time_zone=ZONE)  # type: ignore[arg-type]
             migrations.upgrade(settings)
-            before = dict(connection.execute(FUNCTIONS.encode()).fetchall())
+            before: dict[str, str] = dict(connection.execute(FUNCTIONS.encode()).fetchall())
             state = connection.execute("select to_jsonb(s) from usage.state s").fetchone()
             with connect(settings) as own:
                 capture.attach(own, settings)
@@ -105,4 +104,4 @@ def _rows(connection: psycopg.Connection[Any], table: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

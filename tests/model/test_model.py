@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tests.model.scenarios import QUICK, THOROUGH
 
 RELIED_ON = Path(__file__).parents[1] / "postgres" / "test_relied_on.py"
 
-EVERYTHING = [*QUICK, *THOROUGH] if os.environ.get("AGGREGATOR_MODEL") == "thorough" else [*QUICK, *THOROUGH[:3]]
+EVERYTHING = [*QUICK, *(pytest.param(scenario, marks=pytest.mark.long) for scenario in THOROUGH)]
 
 
 @pytest.mark.parametrize("scenario", EVERYTHING, ids=lambda scenario: scenario.name)

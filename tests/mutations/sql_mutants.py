@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant("writers that end are waited for no longer", "frontier.still_open", "and l.granted", "and not l.granted", BY_HAND),
     # Capture: what is late is logged with its sign, what is sealed is not.
     Mutant("deletes add", "capture.capture_body", "values (-1, old", "values (1, old", CAPTURE),
-    Mutant("whoever has a table forges", "capture.capture_body", "if not coalesce", "if false and not coalesce", CAPTURE),
+    Mutant("whoever has a table forges", "capture.capture_body", "or not coalesce", "or false and not coalesce", CAPTURE),
     Mutant("whoever has a table truncates", "capture.truncate_body", "if coalesce", "if true or coalesce", CAPTURE),
     Mutant("sealed events shrink history", "capture.capture_body", " and coalesce(old.created_at >= seal, true)", "", PURGE),
     Mutant("the seal's first instant is sealed", "capture.capture_body", "coalesce(old.created_at < frontier, true) and coalesce(old.created_at >= seal, true)", "coalesce(old.created_at < frontier, true) and coalesce(old.created_at > seal, true)", f"{BOUNDARIES}::test_a_delete_at_the_seal"),

@@ -38,6 +38,7 @@ def test_every_one_applies(db: Database) -> None:
             mutant.mutated(importlib.import_module(f"aggregator.{module}").SQL[block])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", IN_CI)
 def test_killed(name: str, server: str) -> None:
     """The test that is named notices it."""

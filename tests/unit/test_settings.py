@@ -192,9 +192,8 @@ UNREACHABLE = [
 @pytest.mark.parametrize("url", UNREACHABLE)
 def test_no_password_in_errors(url: str) -> None:
     """No error of a connection shows the password, or a part of it, in one line; whatever is wrong with the string."""
-    settings = load_settings(database_url=url)
     with pytest.raises(AggregatorError) as caught:
-        connect(settings)
+        connect(load_settings(database_url=url))
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code in {1, 2}

@@ -60,7 +60,7 @@ class Refresher:
         assert not self._thread.is_alive()
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.7, 1.6])
+@pytest.mark.parametrize("seconds", [0.7, *(pytest.param(seconds, marks=pytest.mark.long) for seconds in (0.0, 1.6))])
 def test_a_promoted_standby_that_lost_the_last_transactions(seconds: float) -> None:
     """Writers and refreshes run, the standby stops replaying, the primary is gone: what is there is exact, and goes on."""
     with embedded.temporary_server(server_bin(), SETTINGS) as server:
