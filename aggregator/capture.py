@@ -158,8 +158,7 @@ def _attach_once(
         and old_titles == (titles.name if titles else None)
     ):
         renewed = _create_functions(connection, source.name, titles.name if titles else None, distributed=distributed)
-        connection.execute(SQL["restore_grants"])
-        connection.execute(SQL["set_numbers"])
+        _restore(connection)
         return renewed
 
     if lookback_days is None:
@@ -186,9 +185,14 @@ def _attach_once(
         # Capture had a gap. It is closed: the lock has waited for every writer that might have gone through it.
         connection.execute(SQL["distrust"], {})
         warnings.append(f"capture had a gap ({doubt}): run aggregator verify --repair")
+    _restore(connection)
+    return True
+
+
+def _restore(connection: Connection) -> None:
+    """Put back what a dump without privileges and a logical copy leave behind."""
     connection.execute(SQL["restore_grants"])
     connection.execute(SQL["set_numbers"])
-    return True
 
 
 def _create_functions(connection: Connection, source: str, titles: str | None, *, distributed: bool) -> bool:

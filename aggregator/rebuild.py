@@ -56,14 +56,12 @@ def reset_frontier(connection: Connection) -> FrontierReset:
     Killed in between, it is as before: the next refresh moves the row up again.
     """
     attached = fold.attached(connection)
-    with transaction(connection, read_only=True):
-        before = fold.read_state(connection).frontier
     events = 0
     for _ in range(_TRIES):
         events += fold.with_retries(lambda: _lower_row(connection, attached))
         if fold.with_retries(lambda: _lower_sequence(connection)):
             with transaction(connection, read_only=True):
-                return FrontierReset(before, fold.read_state(connection).frontier, events)
+                return FrontierReset(attached.frontier, fold.read_state(connection).frontier, events)
     raise AggregatorError("another refresh keeps moving the frontier: stop the scheduler, and try again")
 
 

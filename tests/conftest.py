@@ -11,9 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from aggregator import embedded, migrations
-from aggregator.settings import Settings
-from tests.harness import SCHEMA, Database
+from aggregator import embedded
+from tests.harness import Database, create_with_source
 from tests.mutations import sql_mutants
 
 SERVER_SETTINGS = {
@@ -71,11 +70,7 @@ _numbers = itertools.count()
 def template(server: str) -> str:
     """A database with the source tables, the oracle and schema usage, to be copied for each test."""
     name = f"aggregator_template_{os.getpid()}"
-    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
-        connection.execute(f"create database {name} template template0 encoding 'UTF8'".encode())
-    with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    migrations.upgrade(Settings(database_url=f"{server} dbname={name}"))  # type: ignore[arg-type]
+    create_with_source(server, name)
     if MUTANT is not None:
         with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
             sql_mutants.break_function(MUTANT, connection)
@@ -108,3 +103,14 @@ def db(new_database: Any) -> Database:
     database: Database = new_database()
     database.attach()
     return database
+
+
+@pytest.fixture
+def empty(server: str, db: Database) -> Iterator[Database]:
+    """A database with the source and no schema usage, beside that of ``db``."""
+    name = f"{db.name}_empty"
+    create_with_source(server, name, migrated=False)
+    database = Database(server, name, "UTC", {})
+    yield database
+    database.close()
+    db.execute(f"drop database {name} with (force)")

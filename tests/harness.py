@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 from psycopg import IsolationLevel
 
-from aggregator import capture, hourly, read, refresh, verify
+from aggregator import capture, hourly, migrations, read, refresh, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, connect
 from aggregator.settings import Settings
@@ -38,6 +38,16 @@ COLLECTIONS = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 8)]
 
 HOURLY = os.environ.get("AGGREGATOR_TEST_HOURLY", "") not in {"", "0"}
 """Whether every test that attaches a source turns the hourly rollup on."""
+
+
+def create_with_source(server: str, name: str, options: str = "", *, migrated: bool = True) -> None:
+    """Make a database with the source and, if wanted, schema usage; ``server`` is a connection string of any database's."""
+    with psycopg.connect(f"{server} dbname=postgres", autocommit=True) as connection:
+        connection.execute(f"create database {name} template template0 encoding 'UTF8' {options}".encode())
+    with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
+        connection.execute(SCHEMA.encode())
+    if migrated:
+        migrations.upgrade(Settings(database_url=f"{server} dbname={name}"))  # type: ignore[arg-type]
 
 
 class Mismatch(AssertionError):  # noqa: N818 -- it is what a comparison says

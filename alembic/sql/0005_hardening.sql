@@ -9,31 +9,6 @@ comment on sequence usage.doubt_seq is
 alter table usage.state add column doubts bigint not null default 0;
 comment on column usage.state.doubts is 'What usage.doubt_seq was when trust was turned off for it. Less, in a snapshot: it does not know yet.';
 
-create or replace function usage.doubt() returns text
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-as $$
-declare
-    s usage.state;
-begin
-    select * into strict s from usage.state;
-    if not s.trusted then
-        return s.distrust_reason;
-    end if;
-    if exists (select from usage.truncate_marker) then
-        return 'the source was truncated: run aggregator refresh';
-    end if;
-    -- Never below in any snapshot: the sequence moves first, and only upwards.
-    if isfinite(s.frontier)
-       and coalesce(pg_sequence_last_value('usage.frontier_seq') < extract(epoch from s.frontier) * 1000000, true) then
-        return 'the frontier sequence is behind the rollups (a restore?): run aggregator refresh';
-    end if;
-    -- Looked at afterwards: if the sequence above was put right, this one had been moved.
-    if s.capture_mode is distinct from 'lookback' and coalesce(pg_sequence_last_value('usage.doubt_seq'), 0) <> s.doubts then
-        return 'the frontier sequence was behind the rollups (a restore?): run aggregator refresh';
-    end if;
-    return usage.fingerprint_doubt();
-end $$;
-
 -- Until deploy/roles.sql is run again: whoever moves the one moves the other.
 do $$
 declare
@@ -80,6 +55,13 @@ begin
     for patched in
         select *
           from (values
+                   ('usage.doubt()', '
+    return usage.fingerprint_doubt();', '
+    -- Looked at afterwards: if the sequence above was put right, this one had been moved.
+    if s.capture_mode is distinct from ''lookback'' and coalesce(pg_sequence_last_value(''usage.doubt_seq''), 0) <> s.doubts then
+        return ''the frontier sequence was behind the rollups (a restore?): run aggregator refresh'';
+    end if;
+    return usage.fingerprint_doubt();'),
                    ('usage.tail_events(bigint)', 'exception when undefined_table or undefined_column then',
                     'exception when undefined_table or undefined_column or insufficient_privilege then'),
                    ('usage.hourly_gain(integer, integer)', 'exception when undefined_table or undefined_column then',

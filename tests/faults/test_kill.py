@@ -13,14 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
-from aggregator import embedded, migrations, purge, rebuild
-from aggregator.settings import Settings
+from aggregator import embedded, purge, rebuild
 from tests.cli.test_cli import ROOT, _environment
 from tests.faults.shadow import SHADOW, Writer, check, prepare
-from tests.harness import SCHEMA, Database
+from tests.harness import Database, create_with_source
 
 KILLS = int(os.environ.get("AGGREGATOR_FAULT_KILLS", "8"))
 CRASHES = max(3, KILLS // 3)
@@ -172,11 +170,7 @@ def database(server: embedded.Server) -> Database:
 
 
 def new_database_of(server: embedded.Server) -> Database:
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute("create database app template template0 encoding 'UTF8'")
-    with psycopg.connect(server.dsn("app"), autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    migrations.upgrade(Settings(database_url=server.dsn("app")))  # type: ignore[arg-type]
+    create_with_source(server.dsn(), "app")
     return database(server)
 
 

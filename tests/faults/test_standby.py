@@ -8,12 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from aggregator import embedded, migrations
-from aggregator.settings import Settings
-from tests.harness import SCHEMA, Database
+from aggregator import embedded
+from tests.harness import Database, create_with_source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,11 +58,7 @@ def pair() -> Iterator[tuple[Database, Standby]]:
     with embedded.temporary_server(
         Path(bin_dir) if bin_dir else None, {"fsync": "off", "shared_buffers": "'32MB'", "wal_level": "replica"}
     ) as server:
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute("create database app template template0 encoding 'UTF8'")
-        with psycopg.connect(server.dsn("app"), autocommit=True) as connection:
-            connection.execute(SCHEMA.encode())
-        migrations.upgrade(Settings(database_url=server.dsn("app")))  # type: ignore[arg-type]
+        create_with_source(server.dsn(), "app")
         db = Database(server.dsn().replace(" dbname=postgres", ""), "app", "UTC", {})
         db.attach()
         for day in range(1, 29):

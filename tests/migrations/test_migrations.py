@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 
 from aggregator import capture, jobs, migrations, nightly, status, verify
 from aggregator.settings import Settings
-from tests.harness import COLLECTIONS, SCHEMA, Database, compare, snapshot
+from tests.harness import COLLECTIONS, Database, compare, snapshot
 
 CATALOG = """
 select 'relation', c.relname::text, c.relkind::text, coalesce(obj_description(c.oid, 'pg_class'), ''), '' from pg_class c
@@ -46,19 +46,6 @@ order by 1, 2, 3
 def catalog(dsn: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn) as connection:
         return connection.execute(CATALOG.encode()).fetchall()
-
-
-@pytest.fixture
-def empty(server: str, db: Database) -> Iterator[Database]:
-    """A database with the source and no schema usage, beside that of ``db``."""
-    name = f"{db.name}_empty"
-    db.execute(f"create database {name} template template0 encoding 'UTF8'")
-    with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    database = Database(server, name, "UTC", {})
-    yield database
-    database.close()
-    db.execute(f"drop database {name} with (force)")
 
 
 def left_behind(db: Database) -> list[tuple[Any, ...]]:

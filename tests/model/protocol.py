@@ -108,10 +108,6 @@ def _with(state: State, me: int, process: Process, **changes: Any) -> State:
     return state._replace(processes=processes, **changes)
 
 
-def _ended(state: State, me: int, at: str, **kept: Any) -> Process:
-    return Process(at=at, turn=state.processes[me].turn, **kept)
-
-
 def _may_lock(state: State, me: int, mode: str) -> bool:
     held = {other.lock for number, other in enumerate(state.processes) if number != me and other.lock}
     return not held if mode == "all" else "all" not in held
@@ -280,7 +276,7 @@ class Refresher(Program):
         if process.at == "done":
             return
         if self.killable and process.at != "start":
-            yield "is killed", _with(state, me, _ended(state, me, "done"))
+            yield "is killed", _with(state, me, Process(at="done", turn=process.turn))
         yield from getattr(self, "_" + process.at.replace(" ", "_"))(state, me, process, flaws)
 
     def _start(self, state: State, me: int, process: Process, _flaws: frozenset[str]) -> Iterator[tuple[str, State]]:

@@ -26,12 +26,11 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import errors
 
-from aggregator import embedded, migrations
+from aggregator import embedded
 from aggregator.db import DatabaseError
-from aggregator.settings import Settings
 from tests.concurrency.stress import DDL, OPERATOR, Stress, lost
 from tests.faults import shadow, test_kill
-from tests.harness import SCHEMA, Database
+from tests.harness import Database, create_with_source
 from tests.integration.sources import PARTITIONED, PARTITIONED_DDL
 
 SETTINGS = {
@@ -328,7 +327,7 @@ class Soak:
         began = time.monotonic()
         bin_dir = os.environ.get("AGGREGATOR_TEST_BIN")
         with embedded.temporary_server(Path(bin_dir) if bin_dir else None, SETTINGS) as server:
-            make_template(server)
+            create_with_source(server.dsn(), "soak_template")  # to be copied: everything else of a start takes longer
             faults = Faults(server, report, random.Random(f"{report.seed} faults"))
             kept: Kept | None = None
             number = self._first_round
@@ -404,15 +403,6 @@ class Soak:
             shadow.prepare(db)
         db.attach()
         return db
-
-
-def make_template(server: embedded.Server) -> None:
-    """Make a database with schema usage, to be copied: everything else of a start takes longer."""
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute("create database soak_template template template0 encoding 'UTF8'")
-    with psycopg.connect(server.dsn("soak_template"), autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    migrations.upgrade(Settings(database_url=server.dsn("soak_template")))  # type: ignore[arg-type]
 
 
 def wait_for(dsn: str) -> None:

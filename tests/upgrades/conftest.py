@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
-import pytest
-
-from aggregator import embedded, migrations
-from tests.harness import SCHEMA, Database
+from aggregator import embedded
+from tests.harness import Database, create_with_source
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SETTINGS = {"fsync": "off", "shared_buffers": "'32MB'", "max_connections": "40"}
@@ -24,13 +20,8 @@ def server_bin() -> Path:
 
 def create_app(server: embedded.Server, zone: str = "UTC", *, options: str = "", **settings: Any) -> Database:
     """Make a database ``app`` with the source, migrated and not attached."""
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute(f"create database app template template0 encoding 'UTF8' {options}".encode())
-    with psycopg.connect(server.dsn("app"), autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    db = app_of(server.dsn(), zone, **settings)
-    migrations.upgrade(db.settings)
-    return db
+    create_with_source(server.dsn(), "app", options)
+    return app_of(server.dsn(), zone, **settings)
 
 
 def app_of(dsn: str, zone: str = "UTC", **settings: Any) -> Database:
@@ -69,16 +60,3 @@ def settled(db: Database) -> None:
     db.compare()
     assert db.scalar("select usage.doubt()") is None
     assert db.verify().differences == 0
-
-
-@pytest.fixture
-def unmigrated(server: str, db: Database) -> Iterator[Database]:
-    """A database with the source and no schema usage."""
-    name = f"{db.name}_unmigrated"
-    db.execute(f"create database {name} template template0 encoding 'UTF8'")
-    with psycopg.connect(f"{server} dbname={name}", autocommit=True) as connection:
-        connection.execute(SCHEMA.encode())
-    database = Database(server, name, "UTC", {})
-    yield database
-    database.close()
-    db.execute(f"drop database {name} with (force)")

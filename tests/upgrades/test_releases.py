@@ -48,9 +48,9 @@ STATES = {
     [("0001", "late changes"), ("0001", "truncated"), ("0002", "sealed"), ("0003", "truncated"), ("0003", "sealed"),
      ("0004", "sealed"), ("0004", "truncated"), ("0004", "lookback")],
 )  # fmt: skip
-def test_an_upgrade_under_writers(unmigrated: Database, release: str, state: str) -> None:
+def test_an_upgrade_under_writers(empty: Database, release: str, state: str) -> None:
     """What a release attached (0004: with hours) and left pending is exact before, while and after it is migrated, and trusted."""
-    db = unmigrated
+    db = empty
     migrations.upgrade_to(release, db.settings)
     db.connection.execute((FROZEN / f"attached_{release}.sql").read_bytes())
     db.zone = "Europe/Oslo"
