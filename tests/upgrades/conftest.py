@@ -12,6 +12,7 @@ import pytest
 
 from aggregator import embedded, migrations
 from tests.harness import SCHEMA, Database
+from tests.mutations import sql_mutants
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SETTINGS = {"fsync": "off", "shared_buffers": "'32MB'", "max_connections": "40"}
@@ -30,6 +31,9 @@ def create_app(server: embedded.Server, zone: str = "UTC", *, options: str = "",
         connection.execute(SCHEMA.encode())
     db = app_of(server.dsn(), zone, **settings)
     migrations.upgrade(db.settings)
+    mutant = sql_mutants.chosen()
+    if mutant is not None:
+        sql_mutants.break_function(mutant, db.connection)
     return db
 
 
