@@ -317,7 +317,7 @@ def detach(connection: Connection, settings: Settings, *, discard_sealed: bool =
 
 def delete_unsealed(connection: Connection) -> None:
     """Delete the rollups of days from the seal on, in the caller's transaction."""
-    for rollup in ("daily", "daily_collection", "daily_total", "monthly", "monthly_collection"):
+    for rollup in ("daily", "daily_collection", "daily_total", "monthly", "monthly_collection", "rolled_day"):
         connection.execute(SQL[f"delete_{rollup}"])
     for rollup in ("monthly", "monthly_collection"):
         connection.execute(SQL[f"restore_{rollup}"])

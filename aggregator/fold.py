@@ -218,6 +218,7 @@ def apply_delta(connection: Connection, *, derive: bool, hourly: bool, subtracts
     if subtracts:
         connection.execute(SQL["sweep_total"])
     connection.execute(SQL["count_version"])
+    connection.execute(SQL["note_days"])
     row = connection.execute(SQL["counted"]).fetchone()
     assert row is not None
     connection.execute(SQL["drop_delta"])

@@ -76,7 +76,8 @@ def _lower_row(connection: Connection, attached: fold.State) -> int:
         if row[0]:
             # What is taken out is then not what was put in, and the late changes that tell may go with it.
             fold.distrust(
-                connection, "the frontier was reset while partitions had changed: run aggregator verify --repair"
+                connection,
+                "the frontier was reset while partitions, or the starts of days, had changed: run aggregator verify --repair",
             )
         row = connection.execute(SQL["target"]).fetchone()
         assert row is not None

@@ -29,7 +29,8 @@ from aggregator.workers import Workers, hired
 SQL = sql_files.load("refresh")
 
 _REWRITTEN = "a new partition was truncated or rewritten: run aggregator refresh"
-_OURS = (frontier.BEHIND, _REWRITTEN)
+_MOVED = "the time zone data has changed, and days that are rolled up begin at other instants: run aggregator refresh"
+_OURS = (frontier.BEHIND, _REWRITTEN, _MOVED)
 """Reasons for which trust is off until a refresh has repaired all days, be it the next one."""
 
 MENDABLE = ": run aggregator refresh"
@@ -131,10 +132,12 @@ def refresh(
         state = fold.read_state(connection)
         run = _Run(int(_scalar(connection, "begin_run")))
     try:
-        fold.with_retries(lambda: _note_sequence(connection), check)
+        fold.with_retries(lambda: _note_doubts(connection), check)
         if state.lookback_days is not None:
             target = lookback.advance(connection, settings)
             notes = lookback.repair(connection, settings, check)
+            if fold.attached(connection).distrust_reason == _MOVED:
+                notes.append(_note_of_days(verify.verify(connection, settings, repair=True, check=check)))
         else:
             target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
             notes = [] if run.waited_for else _mend(connection, settings, run, check)
@@ -158,11 +161,16 @@ def refresh(
     )  # fmt: skip
 
 
-def _note_sequence(connection: Connection) -> None:
-    """Turn trust off if the frontier that writers see was left behind: the advance that follows would hide it."""
+def _note_doubts(connection: Connection) -> None:
+    """Turn trust off if the frontier that writers see was left behind: the advance that follows would hide it.
+
+    And if days begin elsewhere by this session's time zone data: what it folds would be believed by others, which have the old.
+    """
     with transaction(connection):
         connection.execute(SQL["set_seal"])
         frontier.note_behind(connection)
+        if _scalar(connection, "days_moved"):
+            fold.distrust(connection, _MOVED)
 
 
 def _doubts(connection: Connection) -> tuple[str | None, str | None]:
@@ -248,6 +256,8 @@ def _mend(connection: Connection, settings: Settings, run: _Run, check: Callable
         # The reason stays, so that the next refresh tries again.
         run.waited_for = exc.writers
         return []
+    except verify.SealMovedError as exc:
+        return [str(exc)]
     except verify.TruncatedError:
         pass
     # All that is not sealed is folded anew.
@@ -273,7 +283,13 @@ def _repair(
     found = verify.verify(connection, settings, repair=True, check=check)
     if state.distrust_reason == frontier.BEHIND and not rewritten:
         return [f"the frontier sequence was behind the rollups: put right, {found.differences} differences repaired"]
+    if state.distrust_reason == _MOVED and not rewritten:
+        return [_note_of_days(found)]
     return [f"a new partition was truncated or rewritten: {found.differences} differences of all days were repaired"]
+
+
+def _note_of_days(found: verify.VerifyResult) -> str:
+    return f"the time zone data has changed, and days began elsewhere: {found.differences} differences were repaired"
 
 
 def _repair_partitions(

@@ -41,6 +41,16 @@ class TruncatedError(AggregatorError):
         super().__init__("the source was truncated: run aggregator refresh first")
 
 
+class SealMovedError(AggregatorError):
+    """By new time zone data the seal cuts a day: what of that day is sealed, and what follows the raw events, cannot be told."""
+
+    def __init__(self, seal: str) -> None:
+        super().__init__(
+            f"the time zone data has changed, and the seal, {seal}, is no day's first instant any more: give the server the data"
+            " of before, or let go of sealed history (aggregator detach --discard-sealed)"
+        )
+
+
 class WritersOpenError(AggregatorError):
     """Writers that may have gone uncaptured are still open; ``writers`` describes them."""
 
@@ -175,7 +185,9 @@ def _look(connection: Connection, since: str | None, until: str | None) -> tuple
     with fold.looking(connection) as state:
         row = connection.execute(SQL["look"], {"since": since, "until": until}).fetchone()
     assert row is not None
-    begins_by_now, in_order, unsealed, ends_sealed, doubtful, resumable, run = row
+    begins_by_now, in_order, unsealed, ends_sealed, doubtful, resumable, run, seal_moved = row
+    if seal_moved:
+        raise SealMovedError(state.sealed_until)
     if since is not None and not in_order:
         raise UsageError("--since must be before --until")
     if not begins_by_now:
@@ -196,6 +208,7 @@ def _distrust(connection: Connection, day_from: str, day_to: str) -> None:
 
 def _believe(connection: Connection, reason: str, run: int) -> None:
     with fold.looking(connection, read_only=False):
+        connection.execute(SQL["forget_days"])
         connection.execute(SQL["believe"], {"reason": reason, "run": run})
 
 
@@ -311,6 +324,7 @@ def _verify_chunk(
                 fold.apply_delta(connection, derive=False, hourly=state.hourly_since is not None)
         if repair:
             connection.execute(SQL["forget_leaves"], {"start": start, "end": end})
+            connection.execute(SQL["note_days"], days)
         if run is not None:
             connection.execute(SQL["repaired_until"], {"to": day_to, "run": run})
         connection.execute(SQL["record"], {**days, "differences": count, "repaired": repair})

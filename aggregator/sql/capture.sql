@@ -356,21 +356,34 @@ delete from usage.truncate_marker
 
 -- delete_daily --
 -- Rollups of days from the seal on; by DELETE, so that readers' snapshots stay whole.
-delete from usage.daily_fact where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+delete from usage.daily_fact where day >= (select usage.seal_day(sealed_until, time_zone) from usage.state)
 
 -- delete_daily_collection --
-delete from usage.daily_collection_fact where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+delete from usage.daily_collection_fact where day >= (select usage.seal_day(sealed_until, time_zone) from usage.state)
 
 -- delete_daily_total --
-delete from usage.daily_total where day >= (select usage.local_day(sealed_until, time_zone) from usage.state)
+delete from usage.daily_total where day >= (select usage.seal_day(sealed_until, time_zone) from usage.state)
 
 -- delete_monthly --
 delete from usage.monthly_fact
- where month >= (select usage.month_of(usage.local_day(sealed_until, time_zone)) from usage.state)
+ where month >= (select usage.month_of(usage.seal_day(sealed_until, time_zone)) from usage.state)
 
 -- delete_monthly_collection --
 delete from usage.monthly_collection_fact
- where month >= (select usage.month_of(usage.local_day(sealed_until, time_zone)) from usage.state)
+ where month >= (select usage.month_of(usage.seal_day(sealed_until, time_zone)) from usage.state)
+
+-- set_numbers --
+-- Of runs and the like: where their rows were replicated, the numbers that are next were not.
+select setval(pg_get_serial_sequence(t.name, 'id')::regclass, t.last)
+  from (select 'usage.refresh_run', max(r.id) from usage.refresh_run r
+        union all select 'usage.verification', max(v.id) from usage.verification v
+        union all select 'usage.restatement', max(c.id) from usage.restatement c
+        union all select 'usage.metric_history', max(h.id) from usage.metric_history h
+        union all select 'usage.truncate_marker', max(m.id) from usage.truncate_marker m) t (name, last)
+ where coalesce(pg_sequence_last_value(pg_get_serial_sequence(t.name, 'id')::regclass), 0) < t.last
+
+-- delete_rolled_day --
+delete from usage.rolled_day where day >= (select usage.seal_day(sealed_until, time_zone) from usage.state)
 
 -- restore_monthly --
 -- The days below the seal of the month that the seal cuts.
@@ -378,8 +391,8 @@ insert into usage.monthly_fact (month, key_id, event_count, total_value, seconda
 select usage.month_of(d.day), d.key_id, sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
   from usage.daily_fact d, usage.state s
  where isfinite(s.sealed_until)
-   and d.day >= usage.month_of(usage.local_day(s.sealed_until, s.time_zone))
-   and d.day < usage.local_day(s.sealed_until, s.time_zone)
+   and d.day >= usage.month_of(usage.seal_day(s.sealed_until, s.time_zone))
+   and d.day < usage.seal_day(s.sealed_until, s.time_zone)
  group by 1, 2
 
 -- restore_monthly_collection --
@@ -387,8 +400,8 @@ insert into usage.monthly_collection_fact (month, key_id, event_count, total_val
 select usage.month_of(d.day), d.key_id, sum(d.event_count), sum(d.total_value), sum(d.secondary_value), sum(d.rejected_count)
   from usage.daily_collection_fact d, usage.state s
  where isfinite(s.sealed_until)
-   and d.day >= usage.month_of(usage.local_day(s.sealed_until, s.time_zone))
-   and d.day < usage.local_day(s.sealed_until, s.time_zone)
+   and d.day >= usage.month_of(usage.seal_day(s.sealed_until, s.time_zone))
+   and d.day < usage.seal_day(s.sealed_until, s.time_zone)
  group by 1, 2
 
 -- rollups_left --

@@ -204,6 +204,17 @@ select coalesce(sum(x.event_count), 0)::bigint from pg_temp.daily_total_delta x
 -- Events that the late changes of the delta add, less those that they take away.
 select coalesce(sum(x.event_count), 0)::bigint from pg_temp.delta x where x.reason is not null
 
+-- note_days --
+-- When the days began that something is added to; days that are noted stay as they are: what they hold was added up so.
+with noted as (
+    insert into usage.rolled_day (day, starts_at, ends_at)
+    select d.day, usage.day_start(d.day, s.time_zone), usage.day_start(usage.next_day(d.day), s.time_zone)
+      from usage.state s, (select distinct x.bucket as day from pg_temp.delta x where x.rollup = 'daily' and isfinite(x.bucket)) d
+     where s.time_zone <> 'UTC'
+        on conflict (day) do nothing
+    returning 1)
+update usage.state set rolled_days = rolled_days + 1 where exists (select from noted)
+
 -- restate --
 -- Changes with a reason, to days that were over when the frontier was last set (a repair: all of them).
 insert into usage.restatement

@@ -6,7 +6,7 @@ select greatest(clock_timestamp(), s.sealed_until)::text, s.frontier > greatest(
   from usage.state s
 
 -- unseen --
-select usage.fingerprint_doubt() is not null
+select usage.fingerprint_doubt() is not null or usage.moved_day(false) is not null
 
 -- take_out --
 -- What the rollups hold from an instant on, signed to be taken out: raw events less the late changes not folded yet.

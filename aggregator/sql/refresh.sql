@@ -4,6 +4,9 @@
 -- fingerprint_doubt --
 select usage.fingerprint_doubt(), usage.doubt()
 
+-- days_moved --
+select s.source is not null and usage.moved_day(false) is not null from usage.state s
+
 -- note_storage --
 -- From here on a crash and a new file, both, are a doubt.
 update usage.state set storage = usage.storage() where storage is distinct from usage.storage()

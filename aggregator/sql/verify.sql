@@ -33,11 +33,12 @@ select least(usage.next_month(usage.month_of(%(day)s::date)), %(until)s::date,
 select x.since < usage.next_day(usage.local_day(now(), x.time_zone)), coalesce(x.since < %(until)s::date, true), x.since >= x.sealed_day,
        coalesce(%(until)s::date <= x.sealed_day, false),
        usage.doubt() is not null,
-       case when not x.trusted and isfinite(x.repair_day) and usage.fingerprint_doubt() is null
+       case when not x.trusted and isfinite(x.repair_day) and usage.fingerprint_doubt() is null and usage.moved_day(false) is null
                  and not exists (select from usage.truncate_marker) then x.repair_day end::text,
-       x.repair_run
+       x.repair_run, x.seal_moved
   from (select coalesce(%(since)s::date, usage.local_day(s.sealed_until, s.time_zone)) as since,
-               usage.local_day(s.sealed_until, s.time_zone) as sealed_day, s.time_zone, s.trusted, s.repair_day, s.repair_run
+               usage.local_day(s.sealed_until, s.time_zone) as sealed_day, s.time_zone, s.trusted, s.repair_day, s.repair_run,
+               isfinite(s.sealed_until) and usage.day_start(usage.local_day(s.sealed_until, s.time_zone), s.time_zone) <> s.sealed_until as seal_moved
           from usage.state s) x
 
 -- repaired_until --
@@ -209,6 +210,26 @@ update usage.late_change l
    and to_regclass(s.source)::oid <> l.leaf
    and not exists (select from pg_partition_tree(to_regclass(s.source)) t where t.relid::oid = l.leaf)
 
+-- note_days --
+-- When the days [from, to) begin that were just repaired, by the time zone data of this session.
+with noted as (
+    insert into usage.rolled_day as r (day, starts_at, ends_at)
+    select d.day, usage.day_start(d.day, s.time_zone), usage.day_start(usage.next_day(d.day), s.time_zone)
+      from usage.state s,
+           (select distinct t.day from usage.daily_total t
+             where t.day >= %(from)s::date and (t.day < %(to)s::date or %(to)s::date = 'infinity') and isfinite(t.day)) d
+     where s.time_zone <> 'UTC'
+        on conflict (day) do update set starts_at = excluded.starts_at, ends_at = excluded.ends_at
+     where (r.starts_at, r.ends_at) is distinct from (excluded.starts_at, excluded.ends_at)
+    returning 1)
+update usage.state set rolled_days = rolled_days + 1 where exists (select from noted)
+
+-- forget_days --
+-- Days that have no rows any more, above the seal.
+delete from usage.rolled_day r
+ using usage.state s
+ where r.starts_at >= s.sealed_until and not exists (select from usage.daily_total t where t.day = r.day)
+
 -- some_differences --
 select x.rollup, coalesce(x.hour::text, x.bucket::text), x.collection_id::text, x.resource_type, x.job_type, x.model_level,
        x.event_count, x.total_value, x.secondary_value, x.rejected_count
@@ -243,4 +264,5 @@ update usage.state
    and repair_day is not null
    and repair_run = %(run)s
    and usage.fingerprint_doubt() is null
+   and usage.moved_day(false) is null
    and usage.next_event('-infinity', zone_valid_from) is null

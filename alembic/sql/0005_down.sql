@@ -24,3 +24,8 @@ end $$;
 
 drop trigger keep_attached on usage.state;
 drop function usage.keep_attached();
+
+alter table usage.state drop column rolled_days;
+drop function usage.moved_day(boolean);
+drop function usage.seal_day(timestamptz, text);
+drop table usage.rolled_day;

@@ -24,6 +24,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Count no more, and open it again."""
     run_sql, run_statements = (context.config.attributes[name] for name in ("run_sql", "run_statements"))
-    run_statements("0001_functions.sql", "create function usage.doubt(")
+    run_statements("0001_functions.sql", "create function usage.doubt(", "create function usage.rolled_until(")
     run_statements("0002_operations.sql", "create function usage.partition_rows(")
+    run_statements("0004_reads.sql", "create function usage.cut_window(", "create function usage.window_parts(")
     run_sql("0005_down.sql")

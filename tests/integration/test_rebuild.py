@@ -159,7 +159,7 @@ def test_nothing_is_believed_that_happened_during_a_rebuild(filled: Database) ->
             with connect(filled.settings) as other:
                 other.execute("select setval('usage.frontier_seq', 1)")
                 filled.insert("2026-01-10 11:00+00", "ai", 0, '{"tokens_in": 2}')
-                refresh._note_sequence(other)  # a refresh that is killed after its first steps
+                refresh._note_doubts(other)  # a refresh that is killed after its first steps
                 frontier.advance(other)
 
     assert not rebuild.rebuild(filled.own, filled.settings, progress=happen).trusted

@@ -202,11 +202,12 @@ MUTANTS = [
     Mutant("others' events of a collection", MEASURED, "format(of_one, 'l')", "''", ALL),
     Mutant("a sign is ignored", "usage.signed(integer, numeric)", "(- n)", "n", ALL),
     Mutant("in doubt the frontier holds", "usage.effective_frontier()", "else s.sealed_until", "else s.frontier", TRUST),
-    Mutant("in doubt all days hold", "usage.rolled_until()", "usage.local_day(s.sealed_until, s.time_zone)", "'infinity'::date", TRUST),
+    Mutant("in doubt all days hold", "usage.rolled_until()", "usage.seal_day(s.sealed_until, s.time_zone)", "'infinity'::date", TRUST),
     Mutant("a TRUNCATE is no doubt", "usage.doubt()", "if exists (select from usage.truncate_marker)", "if false", CAPTURE),
     Mutant("a sequence left behind is no doubt", "usage.doubt()", "if isfinite(s.frontier)", "if false", "integration/test_restore.py"),
     Mutant("a sequence put right is no doubt", "usage.doubt()", "<> s.doubts then", "< s.doubts then", "integration/test_restore.py"),
     Mutant("a fingerprint is no doubt", "usage.doubt()", "return usage.fingerprint_doubt()", "return null", TRUST),
+    Mutant("days that moved are no doubt", "usage.doubt()", "known like '% moved %'", "false", "upgrades/test_time_zone_data.py"),
     # Days of other time zones.
     Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", HOURLY),
     Mutant("hours that a midnight cuts count whole", ZONES, "format('f.hour <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),

@@ -8,6 +8,7 @@ from typing import Any
 
 from aggregator import embedded
 from tests.harness import Database, create_with_source
+from tests.mutations import sql_mutants
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 SETTINGS = {"fsync": "off", "shared_buffers": "'32MB'", "max_connections": "40"}
@@ -21,7 +22,11 @@ def server_bin() -> Path:
 def create_app(server: embedded.Server, zone: str = "UTC", *, options: str = "", **settings: Any) -> Database:
     """Make a database ``app`` with the source, migrated and not attached."""
     create_with_source(server.dsn(), "app", options)
-    return app_of(server.dsn(), zone, **settings)
+    db = app_of(server.dsn(), zone, **settings)
+    mutant = sql_mutants.chosen()
+    if mutant is not None:
+        sql_mutants.break_function(mutant, db.connection)
+    return db
 
 
 def app_of(dsn: str, zone: str = "UTC", **settings: Any) -> Database:
