@@ -372,16 +372,6 @@ delete from usage.monthly_fact
 delete from usage.monthly_collection_fact
  where month >= (select usage.month_of(usage.seal_day(sealed_until, time_zone)) from usage.state)
 
--- set_numbers --
--- Of runs and the like: where their rows were replicated, the numbers that are next were not.
-select setval(pg_get_serial_sequence(t.name, 'id')::regclass, t.last)
-  from (select 'usage.refresh_run', max(r.id) from usage.refresh_run r
-        union all select 'usage.verification', max(v.id) from usage.verification v
-        union all select 'usage.restatement', max(c.id) from usage.restatement c
-        union all select 'usage.metric_history', max(h.id) from usage.metric_history h
-        union all select 'usage.truncate_marker', max(m.id) from usage.truncate_marker m) t (name, last)
- where coalesce(pg_sequence_last_value(pg_get_serial_sequence(t.name, 'id')::regclass), 0) < t.last
-
 -- delete_rolled_day --
 delete from usage.rolled_day where day >= (select usage.seal_day(sealed_until, time_zone) from usage.state)
 
