@@ -8,9 +8,11 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg import sql
 
-from aggregator import read, usage_overview
+from aggregator import capture, read, usage_overview
 from tests.harness import COLLECTIONS, ORACLE, Database, snapshot
 
 NINES = "9" * 40
@@ -269,6 +271,31 @@ def test_key_text_is_distinct(db: Database) -> None:
         rows = db.execute("select job_type from usage.ai_drilldown('2024-05-01')")
         assert len(rows) == len(set(TEXTS))
         db.refresh()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_workers_of_citus_add_up_the_same(db: Database, broken: bool) -> None:
+    """The one statement that is written twice, as workers must be able to run it: by it, too, days are what they are."""
+    insert_values(db, ACCEPTED + REJECTED)
+    for number, text in enumerate(TEXTS):
+        db.insert(f"2024-05-0{1 + number % 3} 12:00:00+00", text, None, json.dumps({"job_type": text}))
+        db.insert(
+            f"2024-05-0{1 + number % 3} 12:00:00+00", "ai", 1, json.dumps({"job_type": text, "model_level": text[::-1]})
+        )
+    for number, detail in enumerate(DETAILS):
+        for resource_type in ("ai", "whisper", "tts", "cas", "bandwidth", "livekit", "unknown", None):
+            db.insert(f"2024-05-0{1 + number % 3} 12:00:00+00", resource_type, number % 3, detail)
+    for instant in INSTANTS[4:]:  # the first are days that the rollups call -infinity, which no table of Citus has
+        db.insert(instant)
+    db.refresh()
+    query = sql.SQL(capture.CITUS["sums_query"]).format(source=sql.SQL(db.source)).as_string(db.connection)
+    if broken:
+        query = query.replace("usage.in_bounds(n.secondary_number)), 0)", "n.secondary_number), 0)")
+    columns = "day, collection_id, resource_type, job_type, model_level, event_count, total_value, secondary_value, rejected_count"
+    differences = f"(table s except all select {columns} from usage.daily) union all (select {columns} from usage.daily except all table s)"
+    with psycopg.RawCursor(db.connection) as cursor:
+        cursor.execute(f"with s as ({query}) {differences}".encode(), ("-infinity", "infinity", "UTC"))
+        assert bool(cursor.fetchall()) == broken
 
 
 def test_keys_that_are_no_text(db: Database) -> None:
