@@ -75,7 +75,10 @@ def growth_table(found: Results) -> Cells:
                 row = rows.setdefault((f"{one.subject}: {one.what}", contender), [""] * len(found.sizes))
                 row[number] = "" if median is None else f"{_number(median)} {one.unit}"
     head = ["", "", *(f"{size.events / 1e6:g} million events, {size.days:,} days" for size in found.sizes)]
-    return [head, *([what, contender, *cells] for (what, contender), cells in rows.items() if sum(map(bool, cells)) > 1)]
+    return [
+        head,
+        *([what, contender, *cells] for (what, contender), cells in rows.items() if sum(map(bool, cells)) > 1),
+    ]
 
 
 def subjects(size: Size) -> list[str]:
