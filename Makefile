@@ -93,7 +93,7 @@ lock: $(VENV)/.installed-supply  ## deploy/*.lock anew: all that the image is ma
 		| $(LOCK) - --output-file deploy/build.lock
 
 audit: $(VENV)/.installed-supply  ## Known vulnerabilities of what is locked: asks the package index, so it needs the network.
-	$(BIN)/pip-audit --disable-pip --require-hashes --requirement deploy/requirements.lock --requirement deploy/build.lock
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement deploy/requirements.lock --requirement deploy/build.lock
 
 sbom: $(STAMP)  ## dist/usage-aggregator.cdx.json: what is in the image, for those who look for a package in it (CycloneDX).
 	mkdir -p dist
