@@ -59,6 +59,15 @@ class DailyUsage:
     event_count: int
     total_value: float
 
+    def as_contract(self) -> dict[str, object]:
+        """Return the row as the contract's JSON has it."""
+        return {
+            "day": self.starts_at,
+            "resource_type": self.resource_type,
+            "event_count": self.event_count,
+            "total_value": self.total_value,
+        }
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -115,15 +124,7 @@ class Overview:
                 }
                 for row in self.ai_drilldown
             ],
-            "daily": [
-                {
-                    "day": row.starts_at,
-                    "resource_type": row.resource_type,
-                    "event_count": row.event_count,
-                    "total_value": row.total_value,
-                }
-                for row in self.daily
-            ],
+            "daily": [row.as_contract() for row in self.daily],
         }
 
 
@@ -150,13 +151,13 @@ def usage_overview(
 def usage_daily(
     connection: psycopg.Connection[Any],
     *,
-    time_zone: str,
+    time_zone: str | None,
     days: int = 30,
     since: datetime | None = None,
     until: datetime | None = None,
     collection_id: UUID | str | None = None,
 ) -> tuple[DailyUsage, ...]:
-    """Return the usage of a window by days of any time zone and resource type, newest first; exact.
+    """Return the usage of a window by days of any time zone (None: the reporting one) and resource type, newest first; exact.
 
     The window is that of ``usage_overview``. One statement in one snapshot, in the caller's transaction. Fast where the
     hourly rollup is on, else read from raw events. Raises UsageError as ``usage_overview``, for a time zone that the

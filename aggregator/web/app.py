@@ -40,6 +40,7 @@ class Application:
         routes = [
             Route("/admin/usage", self._answers(questions.usage)),
             Route("/admin/usage/totals", self._answers(questions.usage_totals)),
+            Route("/admin/usage/daily", self._answers(questions.usage_daily)),
             Route("/healthz", _live),
             Route("/openapi.json", _describe),
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aggregator.totals import GRAINS, KEYS
-from aggregator.web.parameters import DEFAULT_DAYS, INSTANT_PATTERN, MAXIMUM_DAYS
+from aggregator.web.parameters import DEFAULT_DAYS, INSTANT_PATTERN, MAXIMUM_DAYS, ZONE_PATTERN
 
 Schema = dict[str, Any]
 
@@ -17,7 +17,7 @@ _INSTANT: Schema = {"type": ["string", "null"], "format": "date-time"}
 _MAYBE_NUMBER: Schema = {"type": ["number", "null"]}
 _DAY_START: Schema = {
     "type": "string",
-    "description": "Start of the local day in UTC, YYYY-MM-DDTHH:MM:SSZ; -infinity or infinity outside years 1-9999.",
+    "description": "Start of the day, in UTC, YYYY-MM-DDTHH:MM:SSZ; -infinity or infinity outside years 1-9999.",
 }
 
 
@@ -40,6 +40,8 @@ _READING: dict[str, Schema] = {
     "exact": {"type": "boolean"},
     "reasons": {"type": "array", "items": {"type": "string"}},
 }
+
+_DAILY = _list({"day": _DAY_START, "resource_type": _TEXT, "event_count": _COUNT, "total_value": _NUMBER})
 
 _USAGE = _object(
     {
@@ -64,9 +66,7 @@ _USAGE = _object(
                 "event_count": _COUNT,
             }
         ),
-        "daily": _list(
-            {"day": _DAY_START, "resource_type": _TEXT, "event_count": _COUNT, "total_value": _NUMBER},
-        ),
+        "daily": _DAILY,
         "receipt": _object(
             {
                 **_READING,
@@ -128,8 +128,17 @@ _WINDOW = [
     _parameter(
         "until", {"type": "string", "pattern": f"^{INSTANT_PATTERN}$"}, "The window ends before it; none: no bound."
     ),
-    _parameter("receipt", {"type": "boolean", "default": False}, "Add what was read, and how far it can be believed."),
 ]
+
+_RECEIPT = _parameter(
+    "receipt", {"type": "boolean", "default": False}, "Add what was read, and how far it can be believed."
+)
+
+_TIME_ZONE = _parameter(
+    "time_zone",
+    {"type": "string", "pattern": f"^{ZONE_PATTERN}$"},
+    "Whose days; none: those of the reporting time zone. Fast where the hourly rollup is on, else from raw events.",
+)
 
 _GROUPING = [
     _parameter(
@@ -186,8 +195,9 @@ DOCUMENT: dict[str, Any] = {
         "description": "Exact usage of collections. Checks come in this order: 401, 403, 400. A + in an instant is written %2B.",
     },
     "paths": {
-        "/admin/usage": _question("Usage by collection, AI by job type, and daily.", _WINDOW, "Usage"),
-        "/admin/usage/totals": _question("Sums by any keys and grain, beside the window before.", _GROUPING + _WINDOW, "Totals"),
+        "/admin/usage": _question("Usage by collection, AI by job type, and daily.", [*_WINDOW, _RECEIPT], "Usage"),
+        "/admin/usage/totals": _question("Sums by any keys and grain, beside the window before.", [*_GROUPING, *_WINDOW, _RECEIPT], "Totals"),
+        "/admin/usage/daily": _question("Usage by day of any time zone.", [_TIME_ZONE, *_WINDOW], "Daily"),
         "/healthz": {
             "get": {
                 "summary": "The process lives.",
@@ -203,7 +213,7 @@ DOCUMENT: dict[str, Any] = {
         },
     },
     "components": {
-        "schemas": {"Usage": _USAGE, "Totals": _TOTALS, "Error": _object({"error": {"type": "string"}})},
+        "schemas": {"Usage": _USAGE, "Totals": _TOTALS, "Daily": _object({"daily": _DAILY}), "Error": _object({"error": {"type": "string"}})},
         "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
     },
 }  # fmt: skip

@@ -20,6 +20,7 @@ MAXIMUM_DAYS = 365
 
 UUID_PATTERN = "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"
 DAYS_PATTERN = "[+-]?[0-9]+"
+ZONE_PATTERN = "[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+)*"
 INSTANT_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})"
 
 
@@ -68,6 +69,14 @@ def flag(query: QueryParams, name: Literal["receipt", "fill"]) -> bool:
     if value not in switches:
         raise Refusal(400, f"{name} must be true or false")
     return switches[value]
+
+
+def time_zone(query: QueryParams) -> str | None:
+    """Return the name of a time zone, None for the reporting one; whether there is such is for the server to say."""
+    name = _single(query, "time_zone")
+    if name is not None and not re.fullmatch(ZONE_PATTERN, name):
+        raise Refusal(400, "time_zone must be a name like Europe/Oslo")
+    return name
 
 
 def node_id(text: str) -> UUID | None:

@@ -47,6 +47,16 @@ def usage_totals(connection: Connection, query: QueryParams) -> dict[str, Any]:
     return answer
 
 
+def usage_daily(connection: Connection, query: QueryParams) -> dict[str, Any]:
+    """Return the contract's daily list, by days of the time zone that is asked for."""
+    window = parameters.window(query)
+    try:
+        rows = read.usage_daily(connection, time_zone=parameters.time_zone(query), **window.as_arguments())
+    except UsageError as exc:
+        raise Refusal(400, str(exc)) from exc
+    return {"daily": [row.as_contract() for row in rows]}
+
+
 def _total(row: totals.Total, grouping: parameters.Grouping) -> dict[str, Any]:
     group: dict[str, Any] = {}
     if grouping.grain != "none":

@@ -1,7 +1,7 @@
 """Print what a release leaves in a database that it attached and refreshed: with that release's code, once, when it is out.
 
     git worktree add /tmp/release <commit>
-    PYTHONPATH=/tmp/release python tests/migrations/freeze.py > tests/migrations/attached_0004.sql
+    PYTHONPATH=/tmp/release python tests/migrations/freeze.py > tests/migrations/attached_0005.sql
 
 The file goes on top of the release's own migration: functions, triggers, events, rollups, state. It is never made anew.
 """

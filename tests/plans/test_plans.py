@@ -197,6 +197,39 @@ def test_at_most_half_an_hour_at_each_end_and_the_tail_are_read_raw_with_hours(h
     ]
 
 
+def _times_grouped(db: Database, read: str) -> int:
+    """Return how many aggregates, one after the other, the raw events of a read pass through."""
+    depths: list[int] = []
+
+    def visit(node: Node, aggregates: int) -> None:
+        aggregates += node["Node Type"] == "Aggregate"
+        if node.get("Relation Name") == "resource_usage_log":
+            depths.append(aggregates)
+        for child in node.get("Plans", []):
+            visit(child, aggregates)
+
+    for plan in plans_of(db, read):
+        visit(plan, 0)
+    assert depths, f"{read}: no raw events are read"
+    return max(depths)
+
+
+def test_a_read_of_one_section_groups_raw_events_once(history: Database) -> None:
+    """Together with what it takes from the rollups, not before too."""
+    window = WINDOWS[0].since
+    for read in READS[:3]:
+        assert _times_grouped(history, read.format(window=f"{window}, null")) == 1, read
+    definition = str(
+        history.scalar(
+            "select pg_get_functiondef('usage.window_rows(timestamptz, timestamptz, uuid, boolean, boolean, boolean, boolean)'::regprocedure)"
+        )
+    )
+    assert "once     constant boolean := not receipt and" in definition
+    history.execute(definition.replace("boolean := not receipt and", "boolean := false and"))
+    for read in READS[:3]:
+        assert _times_grouped(history, read.format(window=f"{window}, null")) == 2, read
+
+
 def test_a_read_works_out_its_window_without_reading_events(history: Database) -> None:
     """Finding the parts of a window touches usage.state, catalogs, metrics and the late changes of partitions that are gone."""
     plans = plans_of(history, "select usage.window_parts(now() - interval '30 days', null)")

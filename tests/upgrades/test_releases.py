@@ -46,10 +46,10 @@ STATES = {
 @pytest.mark.parametrize(
     ("release", "state"),
     [("0001", "late changes"), ("0001", "truncated"), ("0002", "sealed"), ("0003", "truncated"), ("0003", "sealed"),
-     ("0004", "sealed"), ("0004", "truncated"), ("0004", "lookback")],
+     ("0004", "sealed"), ("0004", "truncated"), ("0004", "lookback"), ("0005", "sealed"), ("0005", "late changes")],
 )  # fmt: skip
 def test_an_upgrade_under_writers(empty: Database, release: str, state: str) -> None:
-    """What a release attached (0004: with hours) and left pending is exact before, while and after it is migrated, and trusted."""
+    """What a release attached (0004 on: with hours) and left pending is exact before, while and after it is migrated, and trusted."""
     db = empty
     migrations.upgrade_to(release, db.settings)
     db.connection.execute((FROZEN / f"attached_{release}.sql").read_bytes())
@@ -96,14 +96,14 @@ def contents(db: Database) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("revision", "advice"),
-    [("0004", "behind this version (HEAD): run aggregator migrate"), ("0099", "ahead of this version (HEAD): upgrade aggregator")],
+    [("0005", "behind this version (HEAD): run aggregator migrate"), ("0099", "ahead of this version (HEAD): upgrade aggregator")],
 )  # fmt: skip
 def test_code_of_another_version_is_refused(db: Database, monkeypatch: Any, revision: str, advice: str) -> None:
     """Every command says in one line which side is behind, exits with 2, and has written nothing."""
     db.insert("2026-03-01 00:00+00")
     db.refresh()
     db.insert("2026-03-01 00:00+00")
-    if revision == "0004":
+    if revision == "0005":
         migrations.downgrade_to(revision, db.settings)
     else:
         db.execute("update usage.alembic_version set version_num = %s", (revision,))
@@ -119,5 +119,5 @@ def test_code_of_another_version_is_refused(db: Database, monkeypatch: Any, revi
         assert result.stdout == ""
     one_line(run(db.dsn, "refresh"), 2, advice)
     assert (catalog(db.dsn), contents(db)) == before
-    if revision == "0004":
+    if revision == "0005":
         db.compare()

@@ -34,8 +34,13 @@ def test_answers_are_those_described(web_db: Database) -> None:
         schema = schemathesis.openapi.from_dict(server.get("/openapi.json", None).json)
         headers = {"Authorization": f"Bearer {token(exp=9999999999)}"}
         operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
-        assert [operation.path for operation in operations] == ["/admin/usage", "/admin/usage/totals", "/healthz"]
-        for operation in operations[:2]:
+        assert [operation.path for operation in operations] == [
+            "/admin/usage",
+            "/admin/usage/totals",
+            "/admin/usage/daily",
+            "/healthz",
+        ]
+        for operation in operations[:3]:
             for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
 
                 @FEW

@@ -247,7 +247,7 @@ def test_openapi_names_every_route(client: Client) -> None:
     answer = client.get("/openapi.json", None)
     assert answer.status == 200
     document = answer.json
-    assert set(document["paths"]) == {"/admin/usage", "/admin/usage/totals", "/healthz"}
+    assert set(document["paths"]) == {"/admin/usage", "/admin/usage/totals", "/admin/usage/daily", "/healthz"}
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
         assert name in document["components"]["schemas"]
     for path in ("/admin/usage", "/admin/usage/totals"):

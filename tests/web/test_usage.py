@@ -106,7 +106,9 @@ WRONG = [
 
 def test_wrong_parameters(client: Client) -> None:
     """400, in one sentence; but first comes who asks, and whether they may."""
-    for path, wrong in itertools.product(("/admin/usage", "/admin/usage/totals"), WRONG):
+    for path, wrong in itertools.product(("/admin/usage", "/admin/usage/totals", "/admin/usage/daily"), WRONG):
+        if path.endswith("/daily") and wrong.startswith("receipt"):
+            continue  # which it has none of
         answer = client.get(f"{path}?{wrong}")
         assert answer.status == 400, wrong
         assert answer.error
@@ -201,6 +203,35 @@ HOSTILE = [
     '"\\\t\n\x01{}[],\U0001f600',
     "%s %(user)s {0} $1",
 ]
+
+
+def test_days_of_another_time_zone(web_db: Database, client: Client) -> None:
+    """The raw query's days of that zone; without one those of the reporting zone; sealed days cannot be cut anew."""
+    since = web_db.scalar("select (now() - interval '20 days')::text")
+    web_db.insert(since, "ai", 0, '{"tokens_in": "7"}')
+    target = f"/admin/usage/daily?since={quote(_iso(web_db, since))}"
+    answer = client.get(target).json
+    assert list(answer) == ["daily"]
+    assert answer["daily"] == oracle(web_db, since)["daily"]
+    for zone in ("Asia/Kathmandu", "America/St_Johns"):
+        answer = client.get(f"{target}&time_zone={zone}&collection_id={COLLECTIONS[0]}").json
+        wanted = web_db.execute(
+            "select to_char(date_trunc('day', created_at, %(zone)s) at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),"
+            " resource_type, count(*) from public.resource_usage_log"
+            " where created_at >= %(since)s and collection_id = %(collection)s group by 1, 2",
+            {"zone": zone, "since": since, "collection": COLLECTIONS[0]},
+        )
+        found = [(row["day"], row["resource_type"], row["event_count"]) for row in answer["daily"]]
+        assert sorted(found, key=str) == sorted(wanted, key=str)
+        assert found
+        assert [row[0] for row in found] == sorted([row[0] for row in found], reverse=True)
+    for wrong in ("Atlantis/Poseidonis", "", "%00", "UTC&time_zone=UTC", "'"):
+        assert client.get(f"{target}&time_zone={wrong}").status == 400, wrong
+    web_db.execute("update usage.state set sealed_until = date_trunc('day', now(), 'UTC') - interval '2 days'")
+    answer = client.get(f"{target}&time_zone=Asia/Kathmandu")
+    assert answer.status == 400
+    assert "are sealed" in answer.error
+    assert client.get(target).status == 200
 
 
 def test_text_is_text(web_db: Database, client: Client) -> None:
