@@ -233,14 +233,15 @@ def _prepare_trust(connection: Connection, settings: Settings, check: Callable[[
 
     def know() -> tuple[str, int]:
         with fold.looking(connection, read_only=False):
+            frontier.note_behind(connection)
+            known = connection.execute(SQL["know"], {"reason": REPAIRING}).fetchone()
+            # Afterwards: a gap that came just before would be known, and never be a doubt.
             row = connection.execute(SQL["uncaptured"]).fetchone()
             assert row is not None
+            assert known is not None
             if row[0] is not None:
                 raise AggregatorError(f"{row[0]} is not captured: run aggregator attach first, then verify --repair")
-            frontier.note_behind(connection)
-            row = connection.execute(SQL["know"], {"reason": REPAIRING}).fetchone()
-            assert row is not None
-            return str(row[0]), int(row[1])
+            return str(known[0]), int(known[1])
 
     reason, run = fold.with_retries(know)
     _, writers = frontier.advance_and_wait(connection, settings.wait_timeout, check)

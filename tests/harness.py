@@ -32,6 +32,9 @@ SCHEMA = ";\n".join(
     ]
 )
 
+WAITS = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')"
+"""Whether any session of this database waits for a lock; other databases of the server have tests of their own."""
+
 COLLECTIONS = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 8)]
 """The last two have no title."""
 

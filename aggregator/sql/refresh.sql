@@ -150,13 +150,12 @@ delete from usage.truncate_marker
 update usage.state set frontier = sealed_until, version = version + 1
 
 -- believe_anew --
--- Nothing of the rollups that were to be repaired is left. Not if capture has a gap, or events lie in years that the zone
--- has no day intervals for.
+-- Nothing of the rollups that were to be repaired is left. Not if capture has a gap (what is known has none, and whatever
+-- came since is a doubt), or events lie in years that the zone has no day intervals for.
 update usage.state
    set trusted = true, distrust_reason = null, repair_day = null
  where distrust_reason = any(%(reasons)s)
    and usage.fingerprint_doubt() is null
-   and usage.uncaptured() is null
    and not exists (select from usage.event() e where e.created_at < zone_valid_from)
 
 -- set_frontier --

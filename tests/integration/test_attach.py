@@ -505,6 +505,41 @@ def test_truncate_above_the_seal(filled: Database) -> None:
     assert doubt(filled) is None
 
 
+def test_changes_below_the_seal(filled: Database) -> None:
+    """What is sealed is not taken out by a correction of its raw events; what is moved from there above the seal adds."""
+    _seal(filled)
+    sealed = "created_at < (select sealed_until from usage.state)"
+    before = _answers(filled)
+    run(filled, f"update {{source}} set resource_type = 'cas', detail = null where {sealed}")
+    run(filled, f"delete from {{source}} where id = (select max(id) from {{source}} where {sealed})")
+    assert pending(filled) == 0
+    assert _answers(filled) == before
+    run(
+        filled,
+        f"update {{source}} set created_at = now() - interval '2 days' where id = (select max(id) from {{source}} where {sealed})",
+    )
+    assert filled.execute("select sign::integer, resource_type from usage.late_change") == [(1, "cas")]
+    for _ in range(2):
+        assert sum(row[3] for row in _answers(filled)[0]) == sum(row[3] for row in before[0]) + 1
+        filled.refresh()
+    assert doubt(filled) is None
+
+
+def test_a_late_event_below_the_seal_before_a_truncate(filled: Database) -> None:
+    """It is counted with what is sealed, though no refresh had seen it when the TRUNCATE came."""
+    _seal(filled)
+    sealed = "select sum(event_count) from usage.daily where day < (select usage.local_day(sealed_until, 'UTC') from usage.state)"
+    before = filled.scalar(sealed)
+    run(filled, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '200 days')")
+    assert pending(filled) == 1
+    run(filled, "truncate {source}")
+    assert sum(row[3] for row in _answers(filled)[0]) == before + 1
+    filled.refresh()
+    assert filled.scalar(sealed) == before + 1
+    assert sum(row[3] for row in _answers(filled)[0]) == before + 1
+    assert doubt(filled) is None
+
+
 def test_detach_with_sealed_history(filled: Database) -> None:
     """detach refuses to throw sealed history away unless told to; time zone, rollups and definitions stay until then."""
     _seal(filled)

@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from aggregator import fold, frontier, hourly, refresh, seal
+from aggregator import fold, frontier, hourly, refresh, seal, verify
 from aggregator.db import connect
-from tests.harness import Database, Hooked
+from tests.harness import WAITS, Database, Hooked
 from tests.integration.sources import Background, await_true
 
 MIDNIGHT = "2026-01-02 00:00:00+00"
@@ -73,6 +73,24 @@ def test_a_late_change_at_the_seal(db: Database) -> None:
     db.compare()
     db.refresh()
     db.compare()
+
+
+def test_late_corrections_below_a_new_seal(db: Database) -> None:
+    """A deletion and a correction that wait are in what is sealed, with their values."""
+    for tokens in (2, 3, 5):
+        db.insert("2026-01-01 10:00+00", "ai", 0, f'{{"tokens_in": {tokens}, "tokens_out": {tokens * 10}}}')
+    db.insert(MIDNIGHT)
+    db.refresh()
+    table = "public.resource_usage_log"
+    db.execute(f"delete from {table} where detail ->> 'tokens_in' = '3'")
+    db.execute(f"""update {table} set detail = '{{"tokens_in": 7}}' where detail ->> 'tokens_in' = '5'""")
+    db.compare()
+    seal.seal(db.own, db.settings, "2026-01-02")
+    assert db.execute("select count(*) from usage.late_change") == [(0,)]
+    db.compare()
+    assert db.execute("select event_count, total_value, secondary_value from usage.daily where day = '2026-01-01'") == [
+        (2, 9, 20)
+    ]
 
 
 def test_an_event_where_hours_begin(db: Database) -> None:
@@ -143,9 +161,19 @@ def test_a_writer_to_a_partition(partitioned: Database) -> None:
     partitioned.compare()
 
 
-def test_two_refreshes_with_the_same_new_key(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("second", ["refresh", "repair"])
+def test_two_at_once_with_the_same_new_key(db: Database, second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one waits for the first, and finds the key; it does not number it too."""
     db.insert("2026-01-01 10:00+00", "new")
+    if second == "repair":  # of rows that are gone, with the key
+        db.refresh()
+        db.execute(
+            "".join(
+                f"delete from usage.{rollup};"
+                for rollup in (*(f"{name}_fact" for name in fold.FACTS), "daily_total", "key")
+            )
+        )
+        db.insert("2026-01-01 11:00+00", "new")
     other: list[Background] = []
     real = fold.number_keys
 
@@ -153,17 +181,21 @@ def test_two_refreshes_with_the_same_new_key(db: Database, monkeypatch: pytest.M
         real(connection, rollup, hours=hours)
         if not other:
 
-            def second() -> None:
+            def work() -> None:
                 with connect(db.settings) as own:
-                    refresh.refresh(own, db.settings)
+                    if second == "refresh":
+                        refresh.refresh(own, db.settings)
+                    else:
+                        verify.verify(own, db.settings, repair=True)
 
-            other.append(Background(second))
-            waiting = "select exists (select from pg_locks where not granted)"
-            await_true(lambda: db.scalar(waiting) or not other[0].alive, "the second one reaches the lock")
+            other.append(Background(work))
+            await_true(lambda: db.scalar(WAITS) or not other[0].alive, "the second one reaches the lock")
 
     monkeypatch.setattr(fold, "number_keys", beside)
     db.refresh()
     other[0].join()
-    assert db.execute("select status from usage.refresh_run") == [("done",), ("done",)]
+    assert set(db.execute("select status from usage.refresh_run")) == {("done",)}
+    if second == "repair":
+        db.verify(repair=True)  # what the first one found too little of
     db.compare()
     assert db.verify().differences == 0

@@ -390,6 +390,17 @@ def test_reader_of_before_a_late_change(filled: Database) -> None:
     settled(filled)
 
 
+def test_nothing_is_known_of_the_frontier(filled: Database) -> None:
+    """While the sequence has no value, each change is noted: it may be late."""
+    filled.execute("alter sequence usage.frontier_seq restart")
+    filled.execute(f"insert into {filled.source} (resource_type, created_at) values ('ai', now())")
+    assert filled.scalar("select count(*) from usage.late_change") == 1
+    filled.compare()
+    filled.refresh()
+    filled.compare()
+    assert doubt(filled) is None
+
+
 def test_nobody_forges_late_changes(make_role: Callable[..., str], filled: Database) -> None:
     """usage.capture() on a table of one's own does nothing, so nobody adds usage that is not there."""
     role = make_role()
@@ -397,9 +408,9 @@ def test_nobody_forges_late_changes(make_role: Callable[..., str], filled: Datab
     with filled.connect(user=role) as forger:
         forger.execute(
             b"create table private.resource_usage_log (collection_id uuid, resource_type text, detail jsonb, created_at timestamptz);"
-            b"create trigger forged after insert or update or delete on private.resource_usage_log"
+            b"create trigger usage_insert after insert or update or delete on private.resource_usage_log"
             b" for each row execute function usage.capture();"
-            b"create trigger forged_truncate after truncate on private.resource_usage_log"
+            b"create trigger usage_truncate after truncate on private.resource_usage_log"
             b" for each statement execute function usage.capture_truncate();"
             b"insert into private.resource_usage_log values (null, 'ai', '{\"tokens_in\": 1}', now() - interval '1 day');"
             b"update private.resource_usage_log set resource_type = 'cas';"

@@ -12,7 +12,7 @@ import pytest
 
 from aggregator import workers
 from aggregator.errors import AggregatorError
-from tests.harness import Database, Mismatch
+from tests.harness import WAITS, Database, Mismatch
 
 DAYS = 40
 
@@ -143,7 +143,7 @@ def test_ddl_of_the_host_does_not_hang_it(filled: Database, once: Any) -> None:
 
     def begin() -> None:
         threading.Thread(target=ddl, daemon=True).start()
-        while not filled.scalar("select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock'"):
+        while not filled.scalar(WAITS):
             time.sleep(0.01)
 
     calls = once(begin)

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from aggregator import refresh
-from tests.harness import Database, Hooked, snapshot
+from tests.harness import WAITS, Database, Hooked, snapshot
 from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
 
 DETACH = "alter table public.events detach partition public.events_old"
@@ -72,8 +72,7 @@ def test_a_partition_leaves_during_a_step(partitioned: Database, how: str) -> No
         if how.endswith("concurrently"):
             await_true(lambda: _is_pending(partitioned), "the first half")
         else:
-            waits = "select exists (select from pg_locks where relation = 'public.events'::regclass and not granted)"
-            await_true(lambda: partitioned.scalar(waits), "the host, which waits for the step")
+            await_true(lambda: partitioned.scalar(WAITS), "the host, which waits for the step")
         assert leaving[0].alive
 
     hooked = Hooked(partitioned.own, {refresh.SQL["nth_event"]: leaves})

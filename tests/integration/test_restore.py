@@ -181,3 +181,26 @@ def test_killed_while_a_sequence_is_noted(filled_database: Callable[[Kind], Data
     db.compare()
     db.refresh()
     settled(db)
+
+
+def test_sequence_behind_a_frontier_ahead_of_the_clock(filled_database: Callable[[Kind], Database]) -> None:
+    """It is put up to the rollups' frontier, not to the clock, which has been set back: else writers would go unseen."""
+    db = filled_database("plain")
+    db.execute("update usage.state set frontier = now() + interval '1 hour'")
+    assert "behind the rollups" in str(doubt(db))
+    db.refresh()
+    assert db.scalar("select usage.frontier_for_writers() >= frontier from usage.state")
+    assert doubt(db) is None
+    run(db, "insert into {source} (resource_type, created_at) values ('ai', now() + interval '30 minutes')")
+    settled(db)
+
+
+def test_a_sequence_in_order(filled_database: Callable[[Kind], Database]) -> None:
+    """Where it stands at the rollups' frontier, as each refresh leaves it, nothing is in doubt and nothing is repaired."""
+    db = filled_database("plain")
+    for _ in range(2):
+        assert db.refresh().notes == ()
+        assert db.scalar(
+            "select pg_sequence_last_value('usage.frontier_seq') = extract(epoch from frontier) * 1000000 from usage.state"
+        )
+    assert db.scalar("select doubts from usage.state") == 0

@@ -183,6 +183,20 @@ def test_truncate_leaves_other_doubts(partitioned: Database, monkeypatch: pytest
     _repair(partitioned, differences=False)
 
 
+def test_a_gap_just_before_a_repair(filled: Database) -> None:
+    """Capture that ends between the repair's first look and its note of what it knows is not taken for what is in order."""
+    filled.execute("update usage.state set trusted = false, distrust_reason = 'a test'")
+    gap = f"alter table {filled.source} disable trigger usage_delete"
+    hooked = Hooked(filled.own, {verify.SQL["know"]: lambda: filled.execute(gap)})
+    with pytest.raises(AggregatorError, match="is not captured: run aggregator attach first"):
+        verify.verify(hooked, filled.settings, repair=True)  # type: ignore[arg-type]
+    assert doubt(filled) is not None
+    run(filled, "delete from {source} where note = 'event 7'")
+    filled.compare()
+    filled.attach()
+    _repair(filled, differences=True)
+
+
 @pytest.mark.parametrize("why", ["rewritten", "sequence"])
 def test_writer_that_comes_before_a_repair(partitioned: Database, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refresh that has to repair, and meets a writer that came after its wait, is partial, names it; the next one mends."""
