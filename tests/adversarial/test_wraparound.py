@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 
 import psycopg
@@ -137,6 +140,44 @@ def test_ids_across_wraparound(server: embedded.Server) -> None:
     _go_to(server, 3000, "-e", "7")
     db = database(server)
     assert 7 * 2**32 < _next_id(db) < 7 * 2**32 + 2**31
+    db.compare(WINDOWS)
+    _write(db)
+    _settled(db)
+    db.close()
+
+
+def test_a_server_that_gives_no_ids(new_server: NewServer) -> None:
+    """Reads are exact, for they take none; a refresh ends in one line that says what to do; nothing is lost afterwards."""
+    # The server would mend itself, which is to take longer than the test.
+    server = new_server(
+        autovacuum="off", autovacuum_vacuum_cost_delay="'100ms'", autovacuum_vacuum_cost_limit="1",
+        vacuum_failsafe_age="2100000000", autovacuum_max_workers="1",
+    )  # fmt: skip
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute("update pg_database set datallowconn = true")
+    db = new_database_of(server)
+    db.attach()
+    _write(db)
+    _settled(db)
+    _write(db)
+    db.close()
+    _freeze(server)
+    _go_to(server, 2**31 - 1_000_000)
+    db = database(server)
+    db.compare(WINDOWS)
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+        _write(db)
+    environment = {**os.environ, "AGGREGATOR_DATABASE_URL": db.dsn}
+    result = subprocess.run(
+        [sys.executable, "-m", "aggregator", "refresh"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "not accepting commands that assign new" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    db.compare(WINDOWS)
+    db.close()
+    _freeze(server)
+    db = database(server)
     db.compare(WINDOWS)
     _write(db)
     _settled(db)
