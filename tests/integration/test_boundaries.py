@@ -93,6 +93,16 @@ def test_late_corrections_below_a_new_seal(db: Database) -> None:
     ]
 
 
+def test_verify_part_of_a_month(db: Database) -> None:
+    """The month is the sum of its days, its first and last one among them, also where only days between are compared."""
+    for day in ("02-28", "03-01", "03-05", "03-31", "04-01"):
+        db.insert(f"2026-{day} 00:00+00", "ai", 0, '{"tokens_in": 2}')
+    db.refresh()
+    for since, until in (("2026-03-03", "2026-03-10"), ("2026-03-01", "2026-03-02"), ("2026-03-31", "2026-04-01")):
+        found = db.verify(since=since, until=until)
+        assert found.differences == 0, found.shown
+
+
 def test_an_event_where_hours_begin(db: Database) -> None:
     """The instant from which on there are hours is in the first of them."""
     db.insert("2026-01-01 10:00+00")

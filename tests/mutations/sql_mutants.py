@@ -142,7 +142,7 @@ MUTANTS = [
     # Verify and repair.
     Mutant("late changes are expected", "verify.expected", "case when e.late then -e.sign else e.sign end", "e.sign", REBUILD),
     Mutant("rejections are not compared", "verify.differences", "having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0\n), days", "having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0\n), days", f"{BOUNDARIES}::test_a_number_that_is_off"),
-    Mutant("the month's first day is no day of it", "verify.differences", "where d.day >= usage.month_of", "where d.day > usage.month_of", REBUILD),
+    Mutant("the month's first day is no day of it", "verify.differences", "where d.day >= usage.month_of", "where d.day > usage.month_of", f"{BOUNDARIES}::test_verify_part_of_a_month"),
     Mutant("a stray total is overlooked", "verify.next_bucket", "(select min(t.day) from usage.daily_total t where t.day >= %(day)s::date),", "", f"{BOUNDARIES}::test_a_row_without_events"),
     Mutant("a stray row of a collection is overlooked", "verify.next_bucket", "(select min(c.day) from usage.daily_collection_fact c where c.day >= %(day)s::date),", "", f"{BOUNDARIES}::test_a_row_without_events"),
     Mutant("hours are added, not compared", "verify.hour_differences", "-h.event_count, -h.total_value, -h.secondary_value, -h.rejected_count\n          from usage.hourly h", "-h.event_count, -h.total_value, -h.secondary_value, h.rejected_count\n          from usage.hourly h", HOURLY),
