@@ -122,6 +122,36 @@ def test_an_event_where_hours_begin(db: Database) -> None:
     assert db.verify().differences == 0
 
 
+def test_hours_up_to_a_frontier_that_cuts_one(db: Database) -> None:
+    """The hour that holds it is taken as it is folded: the events above it are the tail's, and taken off nothing."""
+    hourly.turn_on(db.own)
+    day = str(db.scalar("select (current_date + 2)::text"))
+    db.execute(
+        "select setval('usage.frontier_seq', (extract(epoch from %s::timestamptz) * 1e6)::bigint)", (f"{day} 10:20+00",)
+    )
+    for at in ("08:10", "09:55", "10:10", "10:40"):
+        db.insert(f"{day} {at}+00")
+    db.refresh()
+    assert db.scalar("select frontier = %s::timestamptz from usage.state", (f"{day} 10:20+00",))
+    db.compare(
+        [
+            (f"{day} {since}+00", until, None)
+            for since in ("08:05", "09:50", "10:05")
+            for until in (None, f"{day} 10:45+00")
+        ]
+    )
+
+
+def test_hours_at_a_midnight_late_in_one(new_database: Any) -> None:
+    """Where a day ends at 00:44:30, its last hour is not the whole one, though that end is nearer: the rest is the next day's."""
+    db: Database = new_database(zone="Africa/Monrovia")
+    db.attach(hourly=True)
+    for at in ("01 21:00", "02 00:30", "02 00:50", "02 01:10", "03 00:40"):
+        db.insert(f"1970-01-{at}+00")
+    db.refresh()
+    db.compare([("1970-01-01 20:00+00", until, None) for until in (None, "1970-01-03 00:42+00", "1970-01-03 00:20+00")])
+
+
 ROLLUPS = {"daily_fact": "day", "daily_collection_fact": "day", "monthly_fact": "month", "monthly_collection_fact": "month",
            "hourly_fact": "hour", "hourly_collection_fact": "hour"}  # fmt: skip
 
