@@ -27,10 +27,15 @@ def _dump_restore(dsn_from: str, dsn_to: str, folder: Path, options: list[str]) 
     file = folder / "dump"
     for command in (
         [program("pg_dump"), "-Fc", "-f", str(file), *options, "-d", dsn_from],
-        [program("pg_restore"), "--exit-on-error", *options, "-d", dsn_to, str(file)],
+        [program("pg_restore"), *options, "-d", dsn_to, str(file)],
     ):
         result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert result.returncode == 0, result.stderr
+        # What a newer program sets first, and an older server does not know: PostgreSQL 16 from npm has none of its own.
+        errors = [
+            line for line in result.stderr.splitlines() if "error: " in line and '"transaction_timeout"' not in line
+        ]
+        assert not errors, result.stderr
+        assert result.returncode == 0 or "transaction_timeout" in result.stderr, result.stderr
 
 
 @pytest.fixture
