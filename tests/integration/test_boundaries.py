@@ -10,7 +10,7 @@ import pytest
 
 from aggregator import fold, frontier, hourly, refresh, seal, verify
 from aggregator.db import connect
-from tests.harness import WAITS, Database, Hooked
+from tests.harness import WAITS, Database, Hooked, compare_days
 from tests.integration.sources import Background, await_true
 
 MIDNIGHT = "2026-01-02 00:00:00+00"
@@ -122,23 +122,38 @@ def test_an_event_where_hours_begin(db: Database) -> None:
     assert db.verify().differences == 0
 
 
-def test_hours_up_to_a_frontier_that_cuts_one(db: Database) -> None:
-    """The hour that holds it is taken as it is folded: the events above it are the tail's, and taken off nothing."""
+def _with_hours_up_to(db: Database, time: str, *others: str) -> str:
+    """Fold with hours up to a time of the day after tomorrow, and return the day; then events at other times, before and after."""
     hourly.turn_on(db.own)
     day = str(db.scalar("select (current_date + 2)::text"))
     db.execute(
-        "select setval('usage.frontier_seq', (extract(epoch from %s::timestamptz) * 1e6)::bigint)", (f"{day} 10:20+00",)
+        "select setval('usage.frontier_seq', (extract(epoch from %s::timestamptz) * 1e6)::bigint)",
+        (f"{day} {time}+00",),
     )
-    for at in ("08:10", "09:55", "10:10", "10:40"):
+    for at in others:
         db.insert(f"{day} {at}+00")
     db.refresh()
-    assert db.scalar("select frontier = %s::timestamptz from usage.state", (f"{day} 10:20+00",))
+    assert db.scalar("select frontier = %s::timestamptz from usage.state", (f"{day} {time}+00",))
+    return day
+
+
+def test_hours_up_to_a_frontier_that_cuts_one(db: Database) -> None:
+    """The hour that holds it is taken as it is folded: the events above it are the tail's, and taken off nothing."""
+    day = _with_hours_up_to(db, "10:20", "08:10", "09:55", "10:10", "10:40")
     db.compare(
         [
             (f"{day} {since}+00", until, None)
             for since in ("08:05", "09:50", "10:05")
             for until in (None, f"{day} 10:45+00")
         ]
+    )
+
+
+def test_a_midnight_and_a_frontier_cut_the_same_hour(db: Database) -> None:
+    """Days of a zone whose midnight is at half past: that hour is read raw up to the frontier, and from there as the tail, once."""
+    day = _with_hours_up_to(db, "18:40", "17:10", "18:10", "18:35", "18:50")
+    compare_days(
+        db.connection, "Asia/Kolkata", [(f"{day} 16:00+00", until, None) for until in (None, f"{day} 18:45+00")]
     )
 
 

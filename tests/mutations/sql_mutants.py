@@ -215,7 +215,7 @@ MUTANTS = [
     Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", HOURLY),
     Mutant("hours that a midnight cuts count whole", ZONES, "format('f.hour <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
     Mutant("late changes in cut hours count twice", ZONES, "format('usage.hour_of(l.created_at) <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
-    Mutant("the frontier's hour is cut above it", ZONES, "least(c.to_at, top)", "c.to_at", HOURLY),
+    Mutant("the frontier's hour is cut above it", ZONES, "least(c.to_at, top)", "c.to_at", f"{BOUNDARIES}::test_a_midnight_and_a_frontier_cut_the_same_hour"),
     Mutant("the last hour is whole", ZONES, "case when bound < top then usage.hours_to(bound)", "case when bound < top then usage.hours_from(bound)", HOURLY),
     Mutant("late changes before all rows are overlooked", ZONES, "usage.hour_of(min(l.created_at))", "null::timestamptz", HOURLY),
     Mutant("late changes above the frontier count in zones", ZONES, "least(last_hour, top),\n            case when cut_hours", "last_hour,\n            case when cut_hours", HOURLY),
