@@ -157,6 +157,19 @@ def test_a_midnight_and_a_frontier_cut_the_same_hour(db: Database) -> None:
     )
 
 
+def test_late_changes_between_the_two_frontiers(db: Database) -> None:
+    """What is noted above the rollups' frontier, where writers see a later one, is read raw with the tail, in any zone."""
+    day = _with_hours_up_to(db, "10:20", "09:10", "10:10")
+    ahead = f"select setval('usage.frontier_seq', (extract(epoch from timestamptz '{day} 10:50+00') * 1e6)::bigint)"
+    db.execute(ahead)
+    db.insert(f"{day} 10:40+00")
+    assert db.scalar("select count(*) from usage.late_change") == 1
+    windows = [(f"{day} {since}+00", None, None) for since in ("08:00", "09:30", "10:15")]
+    db.compare(windows)
+    compare_days(db.connection, "Asia/Tokyo", windows)
+    compare_days(db.connection, "Asia/Kolkata", windows)
+
+
 def test_hours_at_a_midnight_late_in_one(new_database: Any) -> None:
     """Where a day ends at 00:44:30, its last hour is not the whole one, though that end is nearer: the rest is the next day's."""
     db: Database = new_database(zone="Africa/Monrovia")

@@ -218,7 +218,7 @@ MUTANTS = [
     Mutant("the frontier's hour is cut above it", ZONES, "least(c.to_at, top)", "c.to_at", f"{BOUNDARIES}::test_a_midnight_and_a_frontier_cut_the_same_hour"),
     Mutant("the last hour is whole", ZONES, "case when bound < top then usage.hours_to(bound)", "case when bound < top then usage.hours_from(bound)", HOURLY),
     Mutant("late changes before all rows are overlooked", ZONES, "usage.hour_of(min(l.created_at))", "null::timestamptz", HOURLY),
-    Mutant("late changes above the frontier count in zones", ZONES, "least(last_hour, top),\n            case when cut_hours", "last_hour,\n            case when cut_hours", HOURLY),
+    Mutant("late changes above the frontier count in zones", ZONES, "least(last_hour, top),\n            case when cut_hours", "last_hour,\n            case when cut_hours", f"{BOUNDARIES}::test_late_changes_between_the_two_frontiers"),
 ]  # fmt: skip
 
 
