@@ -170,6 +170,21 @@ def test_late_changes_between_the_two_frontiers(db: Database) -> None:
     compare_days(db.connection, "Asia/Kolkata", windows)
 
 
+def test_a_clock_set_back_past_midnight(db: Database) -> None:
+    """Newfoundland's was set back at 00:01: a minute of the next day lies an hour before it begins for good."""
+    hourly.turn_on(db.own)
+    for at in ("02:10", "02:30:30", "02:40", "03:10", "03:29:59", "03:30", "04:10"):
+        db.insert(f"2010-11-07 {at}+00")
+    db.refresh()
+    assert db.scalar("select count(*) from usage.hourly") == 3
+    windows = [
+        (f"2010-11-0{since}+00", until, None)
+        for since in ("6 10:00", "7 02:30", "7 02:45")
+        for until in (None, "2010-11-07 04:00+00")
+    ]
+    compare_days(db.connection, "America/St_Johns", windows)
+
+
 def test_hours_at_a_midnight_late_in_one(new_database: Any) -> None:
     """Where a day ends at 00:44:30, its last hour is not the whole one, though that end is nearer: the rest is the next day's."""
     db: Database = new_database(zone="Africa/Monrovia")

@@ -212,7 +212,7 @@ MUTANTS = [
     Mutant("a fingerprint is no doubt", "usage.doubt()", "return usage.fingerprint_doubt()", "return null", TRUST),
     Mutant("days that moved are no doubt", "usage.doubt()", "known like '% moved %'", "false", "upgrades/test_time_zone_data.py"),
     # Days of other time zones.
-    Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", HOURLY),
+    Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", f"{BOUNDARIES}::test_a_clock_set_back_past_midnight"),
     Mutant("hours that a midnight cuts count whole", ZONES, "format('f.hour <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
     Mutant("late changes in cut hours count twice", ZONES, "format('usage.hour_of(l.created_at) <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
     Mutant("the frontier's hour is cut above it", ZONES, "least(c.to_at, top)", "c.to_at", f"{BOUNDARIES}::test_a_midnight_and_a_frontier_cut_the_same_hour"),
