@@ -187,7 +187,7 @@ def test_a_gap_just_before_a_repair(filled: Database) -> None:
     """Capture that ends between the repair's first look and its note of what it knows is not taken for what is in order."""
     filled.execute("update usage.state set trusted = false, distrust_reason = 'a test'")
     gap = f"alter table {filled.source} disable trigger usage_delete"
-    hooked = Hooked(filled.own, {verify.SQL["know"]: lambda: filled.execute(gap)})
+    hooked = Hooked(filled.own, {verify.SQL["know"]: lambda: run(filled, gap)})
     with pytest.raises(AggregatorError, match="is not captured: run aggregator attach first"):
         verify.verify(hooked, filled.settings, repair=True)  # type: ignore[arg-type]
     assert doubt(filled) is not None
