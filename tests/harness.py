@@ -32,8 +32,14 @@ SCHEMA = ";\n".join(
     ]
 )
 
-WAITS = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')"
-"""Whether any session of this database waits for a lock; other databases of the server have tests of their own."""
+
+def waits(condition: str = "true") -> str:
+    """Return a query for whether a session of this database waits for such a lock: other databases have tests of their own."""
+    return (
+        f"select exists (select from pg_locks where not granted and {condition}"
+        " and pid in (select a.pid from pg_stat_activity a where a.datname = current_database()))"
+    )
+
 
 COLLECTIONS = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(1, 8)]
 """The last two have no title."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 
 import psycopg
@@ -13,6 +10,7 @@ import pytest
 
 from aggregator import embedded
 from tests.adversarial.conftest import NewServer
+from tests.cli.test_cli import one_line, run
 from tests.faults.test_kill import database, new_database_of
 from tests.harness import Database
 
@@ -167,13 +165,7 @@ def test_a_server_that_gives_no_ids(new_server: NewServer) -> None:
     db.compare(WINDOWS)
     with pytest.raises(psycopg.errors.ProgramLimitExceeded):
         _write(db)
-    environment = {**os.environ, "AGGREGATOR_DATABASE_URL": db.dsn}
-    result = subprocess.run(
-        [sys.executable, "-m", "aggregator", "refresh"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1
-    assert "not accepting commands that assign new" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    one_line(run(db.dsn, "refresh"), 1, "not accepting commands that assign new")
     db.compare(WINDOWS)
     db.close()
     _freeze(server)

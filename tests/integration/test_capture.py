@@ -408,6 +408,10 @@ def test_nobody_forges_late_changes(make_role: Callable[..., str], filled: Datab
     with filled.connect(user=role) as forger:
         forger.execute(
             b"create table private.resource_usage_log (collection_id uuid, resource_type text, detail jsonb, created_at timestamptz);"
+            b"create trigger forged after insert or update or delete on private.resource_usage_log"
+            b" for each row execute function usage.capture();"
+            b"create trigger forged_truncate after truncate on private.resource_usage_log"
+            b" for each statement execute function usage.capture_truncate();"
             b"create trigger usage_insert after insert or update or delete on private.resource_usage_log"
             b" for each row execute function usage.capture();"
             b"create trigger usage_truncate after truncate on private.resource_usage_log"

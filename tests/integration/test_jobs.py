@@ -12,7 +12,7 @@ import pytest
 
 from aggregator import workers
 from aggregator.errors import AggregatorError
-from tests.harness import WAITS, Database, Mismatch
+from tests.harness import Database, Mismatch, waits
 
 DAYS = 40
 
@@ -143,7 +143,7 @@ def test_ddl_of_the_host_does_not_hang_it(filled: Database, once: Any) -> None:
 
     def begin() -> None:
         threading.Thread(target=ddl, daemon=True).start()
-        while not filled.scalar(WAITS):
+        while not filled.scalar(waits("mode = 'AccessExclusiveLock'")):
             time.sleep(0.01)
 
     calls = once(begin)

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from aggregator import refresh
-from tests.harness import WAITS, Database, Hooked, snapshot
+from tests.harness import Database, Hooked, snapshot, waits
 from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
 
 DETACH = "alter table public.events detach partition public.events_old"
@@ -72,7 +72,10 @@ def test_a_partition_leaves_during_a_step(partitioned: Database, how: str) -> No
         if how.endswith("concurrently"):
             await_true(lambda: _is_pending(partitioned), "the first half")
         else:
-            await_true(lambda: partitioned.scalar(WAITS), "the host, which waits for the step")
+            await_true(
+                lambda: partitioned.scalar(waits("relation = 'public.events'::regclass")),
+                "the host, which waits for the step",
+            )
         assert leaving[0].alive
 
     hooked = Hooked(partitioned.own, {refresh.SQL["nth_event"]: leaves})

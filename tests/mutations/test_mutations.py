@@ -16,7 +16,7 @@ from psycopg import IsolationLevel
 
 from aggregator import db as db_module
 from aggregator import fold, frontier, refresh
-from tests.harness import WAITS, Database, Hooked, Mismatch
+from tests.harness import Database, Hooked, Mismatch, waits
 
 Scenario = Callable[[Database], None]
 
@@ -139,7 +139,7 @@ def advance_race(db: Database) -> None:
     def overtake() -> None:
         # It gets past us, or it waits for the mutex that we hold.
         overtaking.start()
-        while overtaking.is_alive() and not db.scalar(WAITS):
+        while overtaking.is_alive() and not db.scalar(waits("locktype = 'advisory'")):
             overtaking.join(0.01)
 
     def write_below_the_frontier() -> None:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
-from tests.harness import WAITS, Database
+from tests.harness import Database, waits
 from tests.integration.sources import await_true
 
 Connect = Callable[..., psycopg.Connection[Any]]
@@ -229,7 +229,7 @@ def test_a_stable_function_sees_its_statements_snapshot(db: Database, connect: C
     thread = Thread(target=lambda: found.append(_one(reader, b"select public.waited()")))
     thread.start()
     await_true(
-        lambda: db.scalar(WAITS),
+        lambda: db.scalar(waits("locktype = 'advisory'")),
         "it waits",
     )
     db.execute("insert into public.t values (2)")
