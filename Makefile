@@ -42,7 +42,7 @@ bench-growth: $(VENV)/.installed-bench  ## The same at 1, 3, 10 and 30 million e
 model: $(STAMP)  ## Every interleaving of the protocol's model, and each rule broken (two minutes).
 	$(BIN)/python -m tests.model
 
-windows: $(VENV)/.installed-bench  ## How many windowed reads a second, beside writers and a refresh every second (some two minutes).
+windows: $(VENV)/.installed-bench  ## How many windowed reads a second, beside writers and a refresh every second (some four minutes).
 	$(BIN)/python -m benchmarks.windows $(WINDOWS_ARGS)
 
 stress: $(STAMP)  ## Concurrency, for minutes.

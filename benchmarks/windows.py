@@ -1,7 +1,8 @@
 """Windows a second: how many windowed reads one and several connections get, beside writers and a refresh every second.
 
-Windows of all lengths, to the second, open and closed, of all collections and of one. Every k-th answer is asked again raw,
-in the same snapshot, and must be equal to the last digit: else the run fails.
+Windows of all lengths, to the second, open and closed: first of all collections and of one, as an admin's pages ask, then of
+one only, as each collection's own page does. Every k-th answer is asked again raw, in the same snapshot, and must be equal to
+the last digit: else the run fails.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from rich.table import Table
 
 from aggregator import db, refresh
 from benchmarks.bench import server
-from benchmarks.data import Database, Sample, Server, make_sample
+from benchmarks.data import SQL, Database, Sample, Server, make_sample
 from benchmarks.measure import milliseconds, say, snapshot
 from benchmarks.reads import READS
 
 SECTIONS = ("by_collection", "by_collection", "daily", "ai_drilldown")
 """By collection is what is asked most."""
+
+KINDS = {"of all and of one": (SECTIONS, 0.5), "of one collection": (SECTIONS[:2], 1.0)}
+"""Of what the windows are: sections, and the share of those of one collection."""
 
 REFRESH_SECONDS = 1.0
 WRITE_SECONDS = 0.02
@@ -37,6 +41,7 @@ WRITE_SECONDS = 0.02
 class Load:
     """What some connections found in their time."""
 
+    kind: str
     connections: int
     took: list[float] = field(default_factory=list)
     """Milliseconds of each window."""
@@ -62,13 +67,13 @@ class Run:
         self._stop = threading.Event()
         self._collections = [sample.collection(database, rank) for rank in (1, 5, 21) if rank <= options.collections]
 
-    def measure(self, connections: int) -> Load:
-        """Let so many connections read, and return what they found; raises what failed."""
-        load = Load(connections)
+    def measure(self, kind: str, connections: int) -> Load:
+        """Let so many connections read windows of a kind, and return what they found; raises what failed."""
+        load = Load(kind, connections)
         self._stop.clear()
         roles: list[Callable[[Load, random.Random], None]] = [*[self._read] * connections, self._write, self._refresh]
         threads = [
-            threading.Thread(target=self._guard, args=(role, load, random.Random(f"{self._options.seed} {connections} {n}")))
+            threading.Thread(target=self._guard, args=(role, load, random.Random(f"{self._options.seed} {kind} {connections} {n}")))
             for n, role in enumerate(roles)
         ]  # fmt: skip
         began = time.perf_counter()
@@ -90,23 +95,24 @@ class Run:
             load.failures.append(exc)
             self._stop.set()
 
-    def _window(self, rng: random.Random) -> dict[str, object]:
-        """Return a window of a day to all of history, to the second; most end now, many are of one collection."""
+    def _window(self, rng: random.Random, of_one: float) -> dict[str, object]:
+        """Return a window of a day to all of history, to the second; most end now, this share is of one collection."""
         days = min(rng.choice([1, 7, 30, 30, 90, 365]), self._sample.days)
         until = None if rng.random() < 0.7 else self._sample.until - timedelta(seconds=rng.randrange(86400))
         since = self._sample.until - timedelta(days=days + 1, seconds=rng.randrange(86400))
         return {
             "since": since,
             "until": until,
-            "collection": rng.choice(self._collections) if rng.random() < 0.5 else None,
+            "collection": rng.choice(self._collections) if rng.random() < of_one else None,
         }
 
     def _read(self, load: Load, rng: random.Random) -> None:
         with db.connect(self._database.settings, name="aggregator bench reader") as connection:
             number = 0
+            sections, of_one = KINDS[load.kind]
             while not self._stop.is_set():
                 number += 1
-                window, section = self._window(rng), rng.choice(SECTIONS)
+                window, section = self._window(rng, of_one), rng.choice(sections)
                 if number % self._options.check_every:
                     load.took.append(milliseconds(lambda: connection.execute(READS[section], window).fetchall()))  # noqa: B023
                 else:
@@ -142,13 +148,14 @@ class Run:
 
 
 def table(loads: list[Load], sample: Sample) -> Table:
-    """Return what was found, a row for each number of connections."""
+    """Return what was found, a row for each kind and number of connections."""
     found = Table(title=f"{sample.events:,} events of {sample.days} days", title_justify="left")
+    found.add_column("windows", no_wrap=True)
     for name in ("connections", "windows/s", "p50", "p99", "compared with raw", "differences", "refreshes", "events written"):  # fmt: skip
         found.add_column(name, justify="right")
     for load in loads:
         found.add_row(
-            str(load.connections), f"{len(load.took) / load.seconds:,.0f}", f"{load.percentile(50):.1f} ms",
+            load.kind, str(load.connections), f"{len(load.took) / load.seconds:,.0f}", f"{load.percentile(50):.1f} ms",
             f"{load.percentile(99):.1f} ms", f"{load.compared:,}", str(len(load.differences)), str(load.refreshes),
             f"{load.written:,}",
         )  # fmt: skip
@@ -181,16 +188,18 @@ def main(arguments: list[str] | None = None) -> int:
             sample = make_sample(options, options.events)
             database = made.create("windows")
             sample.make(database)
+            database.connection.execute(SQL["index_of_one_collection"])
             database.attach()
             database.refresh()
             database.vacuum()
             run = Run(sample, database, options)
-            for connections in (int(text) for text in options.connections.split(",")):
-                say.print(f"{connections} at once, {options.seconds:g} s …")
-                loads.append(run.measure(connections))
+            for kind in KINDS:
+                for connections in (int(text) for text in options.connections.split(",")):
+                    say.print(f"{kind}, {connections} at once, {options.seconds:g} s …")
+                    loads.append(run.measure(kind, connections))
         finally:
             made.drop_all()
-    Console(highlight=False).print(table(loads, sample))
+    Console(highlight=False, width=max(120, Console().width)).print(table(loads, sample))
     differences = [text for load in loads for text in load.differences]
     for text in differences[:10]:
         say.print(f"DIFFERENT: {text}. This is a bug", style="bold red")

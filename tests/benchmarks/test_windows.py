@@ -17,8 +17,8 @@ def test_windows_a_second(server: str, capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr()
     assert code == 0, said.out + said.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.out.splitlines() if line.startswith("│")]
-    assert [row[0] for row in rows] == ["1", "2"]
-    for _, a_second, _, _, compared, differences, refreshes, written in rows:
+    assert [row[:2] for row in rows] == [[kind, number] for kind in windows.KINDS for number in ("1", "2")]
+    for _, _, a_second, _, _, compared, differences, refreshes, written in rows:
         assert int(a_second.replace(",", "")) > 0
         assert int(compared) > 0
         assert differences == "0"

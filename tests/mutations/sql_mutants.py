@@ -28,10 +28,14 @@ class Mutant:
     """Arguments of pytest, below tests/."""
     equivalent: str | None = None
     """Why no test can tell it; then killer is a test that runs the place."""
+    times: int = 1
+    """How often it is there."""
 
     def mutated(self, text: str) -> str:
-        """Return a text of the place with the change; the old one must be in it once."""
-        assert text.count(self.old) == 1, f"{self.name}: {text.count(self.old)} times in {self.place}: {self.old}"
+        """Return a text of the place with the change; the old one must be in it so many times."""
+        assert text.count(self.old) == self.times, (
+            f"{self.name}: {text.count(self.old)} times in {self.place}: {self.old}"
+        )
         return text.replace(self.old, self.new)
 
 
@@ -48,6 +52,8 @@ EVENTS = "usage.window_events_sql(usage.window_parts, uuid)"
 DAYS = "usage.days_sql(usage.window_parts, boolean, boolean, uuid, text)"
 MEASURED = "usage.measured_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid)"
 ZONES = "usage.daily_series(timestamptz, timestamptz, uuid, text)"
+PLANNED = "usage.planned_rows(usage.window_parts, uuid, boolean, integer[], jsonb, jsonb)"
+CHOICE = "usage.collection_rows(timestamptz, timestamptz, uuid, boolean)"
 
 REFRESH = "integration/test_refresh.py"
 CAPTURE = "integration/test_capture.py"
@@ -61,6 +67,7 @@ TOTALS = "integration/test_totals.py"
 LOOKBACK = "integration/test_lookback.py"
 BY_HAND = "mutations/test_mutations.py"
 BOUNDARIES = "integration/test_boundaries.py"
+ONE = "integration/test_one_collection.py"
 ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
 
 MUTANTS = [
@@ -211,6 +218,43 @@ MUTANTS = [
     Mutant("a sequence put right is no doubt", "usage.doubt()", "<> s.doubts then", "< s.doubts then", "integration/test_restore.py"),
     Mutant("a fingerprint is no doubt", "usage.doubt()", "return usage.fingerprint_doubt()", "return null", TRUST),
     Mutant("days that moved are no doubt", "usage.doubt()", "known like '% moved %'", "false", "upgrades/test_time_zone_data.py"),
+    # One collection, by the statement that is planned once: for types, and for keys of AI.
+    Mutant("days of types add", PLANNED, "b.sign * f.event_count, b.sign * f.total_value, b.sign * f.secondary_value\n                                  from unnest(days, day_signs) b (day, sign),\n                                       lateral (select x.* from usage.daily_collection_fact x", "b.sign * f.event_count, f.total_value, b.sign * f.secondary_value\n                                  from unnest(days, day_signs) b (day, sign),\n                                       lateral (select x.* from usage.daily_collection_fact x", ONE),
+    Mutant("days of keys add", PLANNED, "b.sign * f.event_count, b.sign * f.total_value, b.sign * f.secondary_value\n                                  from unnest(days, day_signs) b (day, sign),\n                                       lateral (select x.* from usage.daily_fact x", "b.sign * f.event_count, f.total_value, b.sign * f.secondary_value\n                                  from unnest(days, day_signs) b (day, sign),\n                                       lateral (select x.* from usage.daily_fact x", ONE),
+    Mutant("hours of types add", PLANNED, "b.sign * f.event_count, b.sign * f.total_value, b.sign * f.secondary_value\n                                  from unnest(hours, hour_signs) b (hour, sign),\n                                       lateral (select x.* from usage.hourly_collection_fact x", "b.sign * f.event_count, f.total_value, b.sign * f.secondary_value\n                                  from unnest(hours, hour_signs) b (hour, sign),\n                                       lateral (select x.* from usage.hourly_collection_fact x", ONE),
+    Mutant("hours of keys add", PLANNED, "b.sign * f.event_count, b.sign * f.total_value, b.sign * f.secondary_value\n                                  from unnest(hours, hour_signs) b (hour, sign),\n                                       lateral (select x.* from usage.hourly_fact x", "b.sign * f.event_count, f.total_value, b.sign * f.secondary_value\n                                  from unnest(hours, hour_signs) b (hour, sign),\n                                       lateral (select x.* from usage.hourly_fact x", ONE),
+    Mutant("a collection's months are nobody's", PLANNED, "from usage.monthly_collection_fact x where x.month = b.month and", "from usage.monthly_collection_fact x where x.month < b.month and", ONE),
+    Mutant("an AI key's months are nobody's", PLANNED, "from usage.monthly_fact x where x.month = b.month and", "from usage.monthly_fact x where x.month < b.month and", ONE),
+    Mutant("a closed tail is open", PLANNED, "case when p.tail_to is null then p.tail_from end", "p.tail_from", ONE),
+    Mutant("an open tail is none", PLANNED, "case when p.tail_to is null then p.tail_from end", "null", ONE),
+    Mutant("raw ranges of one collection have no cuts", PLANNED, "array[p.head_from, p.foot_from, p.tail_from] || p.cut_from", "array[p.head_from, p.foot_from, p.tail_from]", ONE),
+    Mutant("raw ranges of one collection have no end", PLANNED, "array[p.head_to, p.foot_to, p.tail_to]", "array[p.head_to, null, p.tail_to]", ONE),
+    Mutant("hours of one collection begin late", PLANNED, "generate_series(h.from_hour,", "generate_series(h.from_hour + interval '1 hour',", ONE),
+    Mutant("hours of one collection end late", PLANNED, "h.to_hour - interval '1 hour'", "h.to_hour", ONE),
+    Mutant("days of one collection end late", PLANNED, "r.to_day - r.from_day - 1", "r.to_day - r.from_day", ONE),
+    Mutant("months of one collection end late", PLANNED, "(p.month_to - 1)::timestamp", "p.month_to::timestamp", ONE),
+    Mutant("late changes of others are of one collection", PLANNED, "l.collection_id = collection and ", "", ONE, times=2),
+    Mutant("gaps between one collection's hours are forgotten", PLANNED, "where l.created_at >= g.from_at and", "where false and", ONE, times=2),
+    Mutant("late changes end late for one collection", PLANNED, "l.created_at < p.late_to", "true", ONE, times=2),
+    Mutant("events of others are of one collection", PLANNED, "where e.collection_id = collection\n", "where true\n", ONE, times=2),
+    Mutant("new events of others are of one collection", PLANNED, "where e.collection_id = collection and e.created_at >= open_from", "where e.created_at >= open_from", ONE, times=2),
+    Mutant("a cut's end is in it for one collection", PLANNED, "e.created_at < c.to_at", "e.created_at <= c.to_at", ONE, times=2),
+    Mutant("what is taken off one collection is added", PLANNED, "select c.sign, false as late", "select 1, false as late", ONE, times=2),
+    Mutant("raw values of one collection have no sign", PLANNED, "usage.signed(e.sign, e.value)", "e.value", ONE, times=2),
+    Mutant("one collection's second value is its first", PLANNED, "secondary_keys ->> r", "value_keys ->> r", ONE, times=2),
+    Mutant("types of nothing are shown for one collection", PLANNED, "having sum(r.event_count) <> 0", "", ONE, times=2),
+    Mutant("all of a collection is AI", PLANNED, "where r.resource_type = 'ai'", "where true", ONE),
+    Mutant("two definitions are today's", CHOICE, "not exists (select from usage.metric_history)" , "true", ONE),
+    Mutant("a partial index has all", CHOICE, "i.indpred is null", "true", ONE),
+    Mutant("any index leads to a range", CHOICE, "pg_get_indexdef(i.indexrelid, 2, false) = 'created_at'", "true", ONE),
+    Mutant("any order leads to a collection", CHOICE, "pg_get_indexdef(i.indexrelid, 1, false) = 'collection_id'", "true", ONE),
+    Mutant("a block range index looks up", CHOICE, "pg_index_column_has_property(i.indexrelid, 1, 'orderable')", "true", ONE),
+    Mutant("a plan has all partitions", CHOICE, "pg_relation_filenode(i.indexrelid) is not null", "true", ONE),
+    Mutant("a capture by lookback has triggers", CHOICE, "where s.capture_mode <> 'lookback'", "", f"{ONE} {LOOKBACK}"),
+    Mutant("any number is looked up", CHOICE, "if at_most >= 0 and", "if", ONE),
+    Mutant("any months are looked up", CHOICE, "coalesce(p.month_to <= p.month_from + at_most * 28, true)", "true", ONE),
+    Mutant("AI is asked for types", CHOICE, "usage.keys_of(collection, ai)", "usage.keys_of(collection, false)", ONE),
+    Mutant("the other sections are swapped", CHOICE, "collection, not ai, ai, false, false)", "collection, ai, not ai, false, false)", ALL),
     # Days of other time zones.
     Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", f"{BOUNDARIES}::test_a_clock_set_back_past_midnight"),
     Mutant("hours that a midnight cuts count whole", ZONES, "format('f.hour <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),

@@ -307,7 +307,7 @@ def test_the_check_sees_a_broken_plan(history: Database, break_it: Callable[[Dat
 
 def _check_collection(db: Database) -> None:
     collection = _collection(db)
-    for read in READS:
+    for read in READS[2:]:  # those that are planned one by one
         plans = plans_of(db, read.format(window=f"now() - interval '30 days', null, '{collection}'"))
         nodes = [node for plan in plans for node in nodes_of(plan)]
         scans = [node for node in nodes if node.get("Relation Name") == "resource_usage_log"]
@@ -332,3 +332,48 @@ def test_an_index_of_collections_serves_the_edges_of_one(history: Database) -> N
     history.execute(text.replace("format(of_one, 'e')", "''"))
     with pytest.raises(AssertionError):
         _check_collection(history)
+
+
+def _check_lookups(db: Database, read: str, window: Window) -> None:
+    """Assert that one collection's rows and events are looked up by index, whatever the statistics were when it was planned."""
+    arguments = [window.since, window.until or "null", f"'{_collection(db)}'"]
+    plans = plans_of(db, read.format(window=", ".join(arguments)))
+    nodes = [node for plan in plans for node in nodes_of(plan)]
+    called = {node.get("Function Name") for node in nodes if node["Node Type"] == "Function Scan"}
+    assert "planned_rows" in called and "window_rows" not in called, f"{read}: {called}"
+    conditions: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.get("Relation Name") in {"resource_usage_log", "key"}:
+            assert node["Node Type"] != "Seq Scan", _text(node)
+        if "Index Name" in node:
+            conditions.setdefault(node["Index Name"], []).append(node["Index Cond"])
+    # By which index is for the planner to say: one collection of a few may lie anywhere among those of a day.
+    of_events = [text for index in ("of_collections", "resource_usage_log_created_at") for text in conditions.get(index, [])]  # fmt: skip
+    assert len(of_events) == 2, conditions  # edges and a closed tail; an open one
+    assert all("created_at >= " in text for text in of_events), conditions
+    assert sum("created_at < " in text for text in of_events) == 1, conditions
+    of_rollups = [text for index, texts in conditions.items() if "fact" in index for text in texts]
+    assert len(of_rollups) == 3, conditions  # months, days and hours
+    assert all("key_id = ANY" in text and " = b" in text for text in of_rollups), conditions
+    assert any("id = " in text and ".key_id" in text for text in conditions["key_pkey"]), conditions
+
+
+def test_one_collection_is_looked_up_in_a_plan_for_all_windows(history: Database) -> None:
+    """With the index for it, also where the host has others that look good; the check sees it if not."""
+    history.execute("create index of_collections on public.resource_usage_log (collection_id, created_at)")
+    history.execute("create index on public.resource_usage_log (collection_id)")
+    history.execute("vacuum analyze public.resource_usage_log")
+    windows = [window for window in WINDOWS if window.one_collection]
+    for read in READS[:2]:
+        for window in windows:
+            _check_lookups(history, read, window)
+    text = history.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'planned_rows'")
+    for old, new in (
+        (" and e.created_at >= c.from_at", " and e.created_at + interval '0' >= c.from_at"),
+        ("x.day = b.day and", "x.day + 0 = b.day and"),
+        ("x.id = y.key_id", "x.id + 0 = y.key_id"),
+    ):
+        assert old in text
+        history.execute(text.replace(old, new))
+        with pytest.raises(AssertionError):
+            _check_lookups(history, READS[0], windows[0])

@@ -1,0 +1,210 @@
+"""Windows of one collection, which are read by a statement of their own where the source has an index for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aggregator import hourly, metrics, seal
+from tests.harness import COLLECTIONS, HOURLY, Database, compare, snapshot
+from tests.plans.explain import nodes_of, plans_of
+
+Window = tuple[str, str | None, str | None]
+
+INDEX = "resource_usage_log_collection_id_created_at_idx"
+
+# Every 7 hours 13 minutes of five months up to the end of May 2024, in turns of three collections and six types.
+EVENTS = """
+insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)
+select (array['{}', '{}', null]::uuid[])[1 + n %% 3],
+       (array['ai', 'whisper', 'ai', 'tts', 'other', null])[1 + n / 3 %% 6],
+       jsonb_build_object('tokens_in', n * 1.1, 'tokens_out', n, 'duration_seconds', (n * 0.37)::text, 'characters', n,
+                          'job_type', 'job ' || n %% 3, 'model_level', 'm' || n / 7 %% 2),
+       timestamptz '2024-05-31 23:00+00' - n * interval '7 hours 13 minutes'
+  from generate_series(%s, 520, %s) n
+""".format(*COLLECTIONS[:2])
+
+BEGINNINGS = (
+    "2024-01-20 05:00+00", "2024-02-01 00:00+00", "2024-02-27 19:20:30+00", "2024-03-10 12:00:00.000001+00",
+    "2024-04-28 23:30+00", "2024-05-20 03:10+00", "2024-05-20 21:00+00", "2024-05-30 00:00+00", "2024-06-02 00:00+00",
+)  # fmt: skip
+ENDS = (
+    "2024-03-01 00:00+00", "2024-05-20 09:45+00", "2024-05-20 22:30+00", "2024-05-27 18:00+00", "2024-05-31 10:59:59.999999+00",
+    "2024-07-01 00:00+00", None,
+)  # fmt: skip
+WINDOWS: list[Window] = [
+    (since, until, COLLECTIONS[0])
+    for since, until in itertools.product(BEGINNINGS, ENDS)
+    if until is None or until > since
+]
+
+
+def _fill(db: Database) -> None:
+    """Fold three quarters of the events; leave others late, some deleted, some corrected, and a few above the frontier."""
+    for first in (1, 2, 3):
+        db.execute(EVENTS, (first, 4))
+    db.refresh()
+    db.execute(EVENTS, (4, 4))
+    db.execute("delete from public.resource_usage_log where id % 17 = 0")
+    db.execute(
+        "update public.resource_usage_log set detail = jsonb_set(detail, '{tokens_in}', '0.001'),"
+        " created_at = created_at + interval '90 minutes' where id % 23 = 0"
+    )
+    for collection in (0, 1):
+        db.insert("2026-01-01 10:00+00", "ai", collection, '{"tokens_in": 5, "job_type": "job 1"}')
+        db.execute(
+            "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+            " values (%s, 'tts', '{\"characters\": 7}', now() + interval '1 day')",
+            (COLLECTIONS[collection],),
+        )
+
+
+def _used(db: Database, window: Window) -> dict[str, set[str]]:
+    """Return by which function each section of a window is read."""
+    arguments = ", ".join("null" if value is None else f"'{value}'" for value in window)
+    return {
+        section: {
+            node["Function Name"]
+            for plan in plans_of(db, f"select * from usage.{section}({arguments})")
+            for node in nodes_of(plan)
+            if node.get("Function Name") in {"planned_rows", "window_rows"}
+        }
+        for section in ("by_collection", "ai_drilldown")
+    }
+
+
+OWN = {"by_collection": {"planned_rows"}, "ai_drilldown": {"planned_rows"}}
+OTHER = {"by_collection": {"window_rows"}, "ai_drilldown": {"window_rows"}}
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
+@pytest.mark.parametrize("hours", [False, True])
+def test_every_cut_of_a_window(new_database: Callable[..., Database], zone: str, hours: bool) -> None:
+    """Of months, days and hours, from either side, with late changes in all of them: as the raw query says."""
+    db = new_database(zone=zone)
+    db.attach()
+    _fill(db)
+    if hours:
+        hourly.turn_on(db.own)
+        assert hourly.fill(db.own, db.settings).done
+    elif HOURLY:
+        db.days_only()
+    assert db.scalar("select count(*) from usage.late_change") > 100
+    db.compare(WINDOWS, live=False)
+    assert all(_used(db, window) == OWN for window in WINDOWS[:: len(ENDS)])
+    db.refresh()
+    db.compare(WINDOWS, live=False)
+
+
+def test_a_plan_that_is_kept_sees_what_changes(db: Database) -> None:
+    """In one session, whose statement is planned by then: new events, a refresh, new keys, another snapshot."""
+    window = [
+        ("now-30", None, COLLECTIONS[0]),
+        ("now-30", "now-3", COLLECTIONS[0]),
+        ("-infinity", None, COLLECTIONS[1]),
+    ]
+    for number in range(8):
+        for days in (0, 5, 10):
+            db.execute(
+                "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+                " select %s, 'ai', jsonb_build_object('tokens_in', n, 'job_type', 'job ' || n), now() - make_interval(days => %s)"
+                " from generate_series(1, %s) n",
+                (COLLECTIONS[number % 2], days, number + 1),
+            )
+            db.compare(window, live=False)
+        db.refresh()
+        db.compare(window, live=False)
+
+
+def test_an_old_snapshot_reads_as_it_was(db: Database) -> None:
+    """A statement that was planned before is run in a snapshot from before a refresh, and a later one, in turns."""
+    window = [("2024-01-20 05:00+00", None, COLLECTIONS[0])]
+    _fill(db)
+    reader = db.connect()
+    with snapshot(reader):
+        compare(reader, db.zone, window, live=False)
+        db.refresh()
+        db.execute("delete from public.resource_usage_log where id % 3 = 0")
+        compare(reader, db.zone, window, live=False)
+        db.compare(window, live=False)
+        db.refresh()
+        compare(reader, db.zone, window, live=False)
+        db.compare(window, live=False)
+
+
+def _no_index(db: Database) -> None:
+    db.execute(f"drop index public.{INDEX}")
+
+
+def _another_index(definition: str) -> Callable[[Database], None]:
+    def put(db: Database) -> None:
+        _no_index(db)
+        db.execute(f"create index on public.resource_usage_log {definition}")
+
+    return put
+
+
+def _new_metric(db: Database) -> None:
+    """Below the seal 'ai' adds up something else than above."""
+    seal.seal(db.own, db.settings, "2024-03-01")
+    metrics.set_metric(db.own, metrics.Metric("ai", value_key="tokens_out"))
+
+
+def _many_keys(db: Database) -> None:
+    db.execute(
+        "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+        " select %s, 'ai ' || n, '{}', '2024-05-01 12:00+00' from generate_series(1, 200) n", (COLLECTIONS[0],),
+    )  # fmt: skip
+    db.refresh()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _no_index,
+        _another_index("(created_at, collection_id)"),
+        _another_index("(collection_id, id, created_at)"),
+        _another_index("(collection_id, created_at) where resource_type = 'ai'"),
+        _another_index("using brin (collection_id, created_at)"),
+        _another_index("(collection_id, date(created_at at time zone 'UTC'))"),
+        _new_metric,
+        _many_keys,
+    ],
+    ids=["none", "other order", "between", "partial", "brin", "expression", "metrics", "many keys"],
+)  # fmt: skip
+def test_where_it_would_not_do(db: Database, change: Callable[[Database], Any]) -> None:
+    """Without such an index, with a metric of several definitions, or of very many keys, each window is planned by itself."""
+    _fill(db)
+    window = WINDOWS[0]
+    assert _used(db, window) == OWN
+    change(db)
+    assert _used(db, window)["by_collection"] == OTHER["by_collection"]
+    if change is not _new_metric:  # which the oracle does not know
+        db.compare(WINDOWS if change is _no_index else WINDOWS[-5:], live=False)
+
+
+def test_far_windows(db: Database) -> None:
+    """From the year 1 on there are more months than are looked up one by one; from any instant the answer is the same."""
+    _fill(db)
+    for since, until in (("-infinity", None), ("0001-01-01 BC", None), ("0001-02-01", "2024-05-20 09:45+00"), ("1024-01-01", None),
+                         ("2024-01-20 05:00+00", "infinity"), ("9999-12-31", None), ("infinity", None)):  # fmt: skip
+        db.compare([(since, until, COLLECTIONS[0]), (since, until, COLLECTIONS[6])], live=False)
+    assert _used(db, ("0001-02-01", None, COLLECTIONS[0])) == OTHER
+    assert _used(db, ("2004-02-01", None, COLLECTIONS[0])) == OWN
+    for at in ("-infinity", "0001-01-01 BC", "9999-12-31 23:59:59+00", "infinity"):
+        db.insert(at, "ai", 0, '{"tokens_in": 1}')
+    for _ in range(2):
+        for since in ("-infinity", "2024-01-20 05:00+00", "9999-12-31", "infinity"):
+            db.compare([(since, None, COLLECTIONS[0]), (since, "infinity", COLLECTIONS[0])], live=False)
+        db.refresh()
+
+
+def test_a_partitioned_source(partitioned: Database) -> None:
+    """Has its statements planned one by one: a plan for all windows would have all partitions."""
+    partitioned.execute("create index on public.events (collection_id, created_at)")
+    window = ("2024-01-20 05:00+00", None, COLLECTIONS[0])
+    assert _used(partitioned, window) == OTHER
+    partitioned.compare([window, ("now-7", "now-3", COLLECTIONS[1])], live=False)
