@@ -195,14 +195,14 @@ declare
     last           date;
     at_most        integer;
 begin
-    -- One definition of each metric, of all times; a table with triggers and not partitioned, for a plan that is made once has
-    -- all partitions; and the index.
+    -- One definition of each metric, of all times; a table that is not distributed, nor partitioned, for a plan that is made
+    -- once has all partitions; and the index.
     select jsonb_object_agg(m.resource_type, m.value_key), jsonb_object_agg(m.resource_type, m.secondary_key)
       into value_keys, secondary_keys
       from usage.metric m
      where not exists (select from usage.metric_history)
        and exists (select from pg_index i
-                    where i.indrelid = (select s.source_oid from usage.state s where s.capture_mode <> 'lookback')
+                    where i.indrelid = (select s.source_oid from usage.state s where not s.distributed)
                       and i.indisvalid and i.indpred is null
                       and pg_relation_filenode(i.indexrelid) is not null
                       and pg_index_column_has_property(i.indexrelid, 1, 'orderable')

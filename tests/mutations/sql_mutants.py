@@ -250,7 +250,7 @@ MUTANTS = [
     Mutant("any order leads to a collection", CHOICE, "pg_get_indexdef(i.indexrelid, 1, false) = 'collection_id'", "true", ONE),
     Mutant("a block range index looks up", CHOICE, "pg_index_column_has_property(i.indexrelid, 1, 'orderable')", "true", ONE),
     Mutant("a plan has all partitions", CHOICE, "pg_relation_filenode(i.indexrelid) is not null", "true", ONE),
-    Mutant("a capture by lookback has triggers", CHOICE, "where s.capture_mode <> 'lookback'", "", f"{ONE} {LOOKBACK}"),
+    Mutant("a plan reaches several machines", CHOICE, " where not s.distributed", "", ONE),
     Mutant("any number is looked up", CHOICE, "if at_most >= 0 and", "if", ONE),
     Mutant("any months are looked up", CHOICE, "coalesce(p.month_to <= p.month_from + at_most * 28, true)", "true", ONE),
     Mutant("AI is asked for types", CHOICE, "usage.keys_of(collection, ai)", "usage.keys_of(collection, false)", ONE),
