@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.data import EVERYTHING, SQL, Database, Sample
 from benchmarks.measure import DifferentError, Recorder, milliseconds, snapshot
 from benchmarks.peers import Peer
-from benchmarks.results import AVERAGE, HOURLY, HOURLY_WHOLE, RAW, ROLLUPS, Measurement
+from benchmarks.results import AT_SIX, HOURLY, HOURLY_WHOLE, RAW, ROLLUPS, Measurement
 from benchmarks.sql import load
 
 READS = load("reads")
@@ -88,7 +88,7 @@ class Reads:
                 series="to the second",
             )
         for days in (days for days in (30, 365) if days in fitting):
-            self._case(f"by collection, {days} days to the second{AVERAGE}", self._window(days, minutes=-360))
+            self._case(f"by collection, {days} days to the second{AT_SIX}", self._window(days, minutes=-360))
         for days in (days for days in MAIN if days in fitting):
             self._case(
                 f"by collection, {days} whole days", self._whole(days), days=days, series="whole days", peers=True

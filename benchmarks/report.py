@@ -160,7 +160,7 @@ def parts(found: Results) -> dict[str, Callable[[], str]]:
     named: dict[str, Callable[[], str]] = {
         "about": lambda: f"{about(found)} {EXPLAINED}",
         "targets": lambda: markdown(target_table(found)),
-        "growth": lambda: markdown(growth_table(found)),
+        "growth": lambda: markdown(growth_table(found)) if len(found.sizes) > 1 else "",
         "remarks": lambda: _remarks(found),
     }
     for subject in ("reads", "hourly", "first build", "refresh", "verify", "writes", "storage", "late changes unseen"):
@@ -172,9 +172,17 @@ _MARKED = re.compile(r"(<!-- results: ([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.D
 
 
 def fill(page: str, found: Results) -> str:
-    """Return the page with its marked parts filled; raise KeyError for a name that is none."""
+    """Return the page with its marked parts filled; raise KeyError for a name that is none.
+
+    Growth stays as it is where one size was measured: it takes hours, and a run of its own.
+    """
     known = parts(found)
-    return _MARKED.sub(lambda match: f"{match[1]}\n{known[match[2]]()}\n\n{match[4]}", page)
+
+    def filled(match: re.Match[str]) -> str:
+        text = known[match[2]]()
+        return f"{match[1]}\n{text}\n\n{match[4]}" if text else match[0]
+
+    return _MARKED.sub(filled, page)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -59,6 +59,10 @@ def test_a_run_of_two_histories(server: str, tmp_path: Path, capsys: pytest.Capt
     assert "| by collection, 30 days to the second |" in filled
     assert "Not measured." not in filled
     assert report.fill(filled, found) == filled
+    # A run of one history leaves the table of growth as it is.
+    alone = report.fill(filled, Results(found.facts, found.sizes[:1]))
+    assert alone != filled
+    assert alone.partition("<!-- results: growth -->")[2] == filled.partition("<!-- results: growth -->")[2]
 
 
 def test_the_page_asks_for_what_there_is() -> None:
