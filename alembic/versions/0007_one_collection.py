@@ -28,6 +28,7 @@ def downgrade() -> None:
         "0004_reads.sql",
         "create function usage.measured_sql(",
         "comment on function usage.measured_sql(",
+        "create function usage.window_events_sql(",
         "create function usage.by_collection(",
         "create function usage.ai_drilldown(",
     )

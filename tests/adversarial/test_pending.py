@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from aggregator import refresh, status
@@ -14,14 +15,15 @@ WINDOWS = [("-infinity", None, None), ("now-30", "now-3", None), ("now-8", None,
 
 
 def _late_scans(db: Database, query: str) -> list[Node]:
-    """Return the scans of late changes in all that a query runs, with the rows that they gave."""
+    """Return the scans of late changes that were done in all that a query runs, with the rows that they gave."""
     plans: list[tuple[str, Node]] = []
     connection = db.connect()
     connection.execute("load 'auto_explain'; set auto_explain.log_analyze = on; set auto_explain.log_timing = off")
     record(connection, plans)
     connection.execute(query.encode())
     connection.close()
-    return [node for _, plan in plans for node in nodes_of(plan) if node.get("Relation Name") == "late_change"]
+    nodes = [node for _, plan in plans for node in nodes_of(plan)]
+    return [node for node in nodes if node.get("Relation Name") == "late_change" and node["Actual Loops"]]
 
 
 def test_a_hundred_thousand_late_changes(new_database: Any) -> None:
@@ -52,8 +54,11 @@ def test_a_hundred_thousand_late_changes(new_database: Any) -> None:
     )
     assert 0 < in_window < LATE / 10
     assert db.execute(f"select pending_changes, raw_rows from usage.receipt({window})") == [(in_window, 0)]
-    for read in ("by_collection", "ai_drilldown", "daily_series", "overview"):
-        scans = _late_scans(db, f"select * from usage.{read}({window}, null)")
+    # As autovacuum would, by when the planner knows how many there are.
+    db.execute("analyze usage.late_change")
+    reads = ("by_collection", "ai_drilldown", "daily_series", "overview")
+    for read, collection in itertools.product(reads, ("null", f"'{COLLECTIONS[0]}'")):
+        scans = _late_scans(db, f"select * from usage.{read}({window}, {collection})")
         assert scans, read
         for node in scans:
             assert node["Node Type"] != "Seq Scan", read

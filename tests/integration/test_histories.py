@@ -172,7 +172,7 @@ def test_random_histories(new_database: Any, zone: str) -> None:
     run_state_machine_as_test(
         machine(db),
         settings=settings(
-            max_examples=EXAMPLES or 20,
+            max_examples=EXAMPLES or 15,
             stateful_step_count=25,
             deadline=None,
             derandomize=not EXAMPLES,
