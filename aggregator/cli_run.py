@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from aggregator import capture, hourly, jobs, matviews, migrations
 from aggregator import refresh as refreshing
-from aggregator import scheduler as scheduling
 from aggregator.cli_base import DatabaseUrl, app, errors, say, session
 from aggregator.db import Connection
 from aggregator.errors import UsageError
@@ -185,6 +184,8 @@ def schedule(
         database_url=database_url, refresh_every=refresh_every, nightly_at=nightly_at, metrics_port=metrics_port,
         log_format=log_format,
     )  # fmt: skip
+    from aggregator import scheduler as scheduling  # which takes as long to import as a small command to run
+
     if once:
         raise typer.Exit(0 if scheduling.run_once(settings) else 1)
     scheduling.Scheduler(settings).run()

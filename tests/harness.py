@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import IsolationLevel
 
 from aggregator import capture, hourly, migrations, read, refresh, verify
@@ -33,6 +34,16 @@ SCHEMA = ";\n".join(
         " from generate_series(1, 5) n",
     ]
 )
+
+
+def some(cases: Iterable[Any], every: int) -> list[Any]:
+    """Return a test's cases, of which make test runs one of so many, and make test-long the others too."""
+    return [
+        case
+        if number % every == 0
+        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.long)
+        for number, case in enumerate(cases)
+    ]
 
 
 def waits(condition: str = "true") -> str:

@@ -10,7 +10,7 @@ import pytest
 from psycopg import IsolationLevel
 
 from aggregator import refresh
-from tests.harness import COLLECTIONS, Database, compare, snapshot
+from tests.harness import COLLECTIONS, Database, compare, snapshot, some
 from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
 
 NEW_ROWS = "{source} (collection_id, resource_type, detail, created_at)"
@@ -98,7 +98,7 @@ def test_writes(filled: Database, write: str) -> None:
     settled(filled)
 
 
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", some(WRITES, 4))
 def test_writes_rolled_back(filled: Database, write: str) -> None:
     """A transaction that is rolled back leaves nothing, neither a change nor a marker nor doubt."""
     script, _ = WRITES[write]

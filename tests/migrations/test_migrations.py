@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 from psycopg.rows import dict_row
 
 from aggregator import capture, jobs, migrations, nightly, status, verify
@@ -425,3 +426,10 @@ def test_materialized_views(db: Database) -> None:
             key = ("collection_id", "resource_type", "job_type", "model_level")
             previous = [r["total_value"] for r in ranking if r["month"] == before and all(r[k] == row[k] for k in key)]
             assert row["change"] == row["total_value"] - (previous[0] if previous else 0)
+
+
+def test_revisions_are_named_as_their_files() -> None:
+    """The revisions are known without Alembic, and are those that it finds, in one line up to the head."""
+    script = ScriptDirectory.from_config(migrations._config())
+    assert migrations.revisions() == [one.revision for one in script.walk_revisions()][::-1]
+    assert migrations.head() == script.get_current_head()

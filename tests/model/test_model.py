@@ -24,6 +24,7 @@ def test_no_interleaving_is_wrong(scenario: Scenario) -> None:
     assert found.states > 100
 
 
+@pytest.mark.long
 def test_each_rule_is_needed() -> None:
     """Some scenario finds out whatever is broken: so the search can find something, and no rule is a superstition.
 

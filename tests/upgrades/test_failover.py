@@ -15,7 +15,7 @@ from aggregator import embedded, fold, refresh
 from aggregator import frontier as frontier_module
 from tests.faults.shadow import SHADOW, Writer, check, prepare
 from tests.faults.test_standby import Standby
-from tests.harness import Database, Hooked
+from tests.harness import Database, Hooked, some
 from tests.upgrades.conftest import SETTINGS, app_of, create_app, server_bin, settled
 
 
@@ -195,7 +195,7 @@ def between_steps(db: Database, mark: Callable[[str], Callable[[], None]]) -> No
     assert result.steps > 1
 
 
-@pytest.mark.parametrize("moment", [*MOMENTS, "between two steps"])
+@pytest.mark.parametrize("moment", some([*MOMENTS, "between two steps"], 3))
 def test_recovery_to_a_moment_inside_a_refresh(
     archive: tuple[embedded.Server, dict[str, list[Any]]], moment: str
 ) -> None:
