@@ -9,7 +9,7 @@ import pytest
 
 from aggregator import hourly, metrics, seal
 from tests.harness import COLLECTIONS, HOURLY, Database, compare, snapshot
-from tests.plans.explain import nodes_of, plans_of
+from tests.plans.explain import nodes_done
 
 Window = tuple[str, str | None, str | None]
 
@@ -67,8 +67,7 @@ def _used(db: Database, window: Window) -> dict[str, set[str]]:
     return {
         section: {
             node["Function Name"]
-            for plan in plans_of(db, f"select * from usage.{section}({arguments})")
-            for node in nodes_of(plan)
+            for node in nodes_done(db, f"select * from usage.{section}({arguments})")
             if node.get("Function Name") in {"planned_rows", "window_rows"}
         }
         for section in ("by_collection", "ai_drilldown")

@@ -46,6 +46,17 @@ def plans_of(db: Database, query: str) -> list[Node]:
     return [plan for _, plan in plans]
 
 
+def nodes_done(db: Database, query: str) -> list[Node]:
+    """Run a query in a session of its own and return the nodes of all plans that were done, with what they gave."""
+    plans: list[tuple[str, Node]] = []
+    connection = db.connect()
+    connection.execute("load 'auto_explain'; set auto_explain.log_analyze = on; set auto_explain.log_timing = off")
+    record(connection, plans)
+    connection.execute(query.encode())
+    connection.close()
+    return [node for _, plan in plans for node in nodes_of(plan) if node["Actual Loops"]]
+
+
 def nodes_of(node: Node) -> Iterator[Node]:
     """Return a plan's nodes."""
     yield node

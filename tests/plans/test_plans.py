@@ -13,7 +13,7 @@ import pytest
 
 from aggregator import hourly, sample
 from tests.harness import Database
-from tests.plans.explain import Node, nodes_of, plans_of
+from tests.plans.explain import Node, nodes_done, nodes_of, plans_of
 
 READS = (
     "select * from usage.by_collection({window})",
@@ -337,10 +337,10 @@ def test_an_index_of_collections_serves_the_edges_of_one(history: Database) -> N
 def _check_lookups(db: Database, read: str, window: Window) -> None:
     """Assert that one collection's rows and events are looked up by index, whatever the statistics were when it was planned."""
     arguments = [window.since, window.until or "null", f"'{_collection(db)}'"]
-    plans = plans_of(db, read.format(window=", ".join(arguments)))
-    nodes = [node for plan in plans for node in nodes_of(plan)]
-    called = {node.get("Function Name") for node in nodes if node["Node Type"] == "Function Scan"}
+    query = read.format(window=", ".join(arguments))
+    called = {node.get("Function Name") for node in nodes_done(db, query) if node["Node Type"] == "Function Scan"}
     assert "planned_rows" in called and "window_rows" not in called, f"{read}: {called}"
+    nodes = [node for plan in plans_of(db, query) for node in nodes_of(plan)]
     conditions: dict[str, list[str]] = {}
     for node in nodes:
         if node.get("Relation Name") in {"resource_usage_log", "key"}:
@@ -354,7 +354,7 @@ def _check_lookups(db: Database, read: str, window: Window) -> None:
     assert sum("created_at < " in text for text in of_events) == 1, conditions
     of_rollups = [text for index, texts in conditions.items() if "fact" in index for text in texts]
     assert len(of_rollups) == 3, conditions  # months, days and hours
-    assert all("key_id = ANY" in text and " = b" in text for text in of_rollups), conditions
+    assert all(" = b" in text for text in of_rollups), conditions
     assert any("id = " in text and ".key_id" in text for text in conditions["key_pkey"]), conditions
 
 
