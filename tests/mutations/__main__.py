@@ -30,7 +30,9 @@ def _sql(dsn: str, mutants: Iterable[sql_mutants.Mutant]) -> list[tuple[str, Cal
         (
             f"{mutant.place.split('(')[0]}: {mutant.name}",
             lambda mutant=mutant: try_out(  # type: ignore[misc]
-                dsn, [f"tests/{test}" for test in mutant.killer.split()], {sql_mutants.ENVIRONMENT: mutant.name}
+                dsn,
+                [f"tests/{test}" for test in mutant.killer.split()],
+                {sql_mutants.ENVIRONMENT: mutant.name, "AGGREGATOR_TEST_LONG": "1"},
             ),
         )
         for mutant in mutants
