@@ -41,12 +41,24 @@ WINDOWS: list[Window] = [
 ]
 
 
+# Around each of these instants: what an hour that is cut has on either side.
+AROUND = f"""
+insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)
+select '{COLLECTIONS[0]}', 'ai', jsonb_build_object('tokens_in', %(tokens)s + n, 'job_type', 'job 1'),
+       at::timestamptz + (array['-130 min', '-40 min', '-20 min', '-5 min', '0', '5 min', '20 min', '40 min', '130 min']::interval[])[n]
+  from unnest(%(instants)s::text[]) at, generate_series(1, 9) n
+"""
+
+
 def _fill(db: Database) -> None:
     """Fold three quarters of the events; leave others late, some deleted, some corrected, and a few above the frontier."""
+    instants = [*BEGINNINGS, *(end for end in ENDS if end)]
     for first in (1, 2, 3):
         db.execute(EVENTS, (first, 4))
+    db.execute(AROUND, {"tokens": 100, "instants": instants})
     db.refresh()
     db.execute(EVENTS, (4, 4))
+    db.execute(AROUND, {"tokens": 1000, "instants": instants})
     db.execute("delete from public.resource_usage_log where id % 17 = 0")
     db.execute(
         "update public.resource_usage_log set detail = jsonb_set(detail, '{tokens_in}', '0.001'),"
