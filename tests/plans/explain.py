@@ -36,10 +36,12 @@ def record(connection: psycopg.Connection[Any], plans: list[tuple[str, Node]]) -
     return end
 
 
-def plans_of(db: Database, query: str) -> list[Node]:
-    """Run a query in a session of its own and return the plans of all the statements it ran."""
+def plans_of(db: Database, query: str, *, analyze: bool = False) -> list[Node]:
+    """Run a query in a session of its own and return the plans of all the statements it ran, with what was done if wanted."""
     plans: list[tuple[str, Node]] = []
     connection = db.connect()
+    if analyze:
+        connection.execute("load 'auto_explain'; set auto_explain.log_analyze = on; set auto_explain.log_timing = off")
     record(connection, plans)
     connection.execute(query.encode())
     connection.close()
@@ -48,13 +50,7 @@ def plans_of(db: Database, query: str) -> list[Node]:
 
 def nodes_done(db: Database, query: str) -> list[Node]:
     """Run a query in a session of its own and return the nodes of all plans that were done, with what they gave."""
-    plans: list[tuple[str, Node]] = []
-    connection = db.connect()
-    connection.execute("load 'auto_explain'; set auto_explain.log_analyze = on; set auto_explain.log_timing = off")
-    record(connection, plans)
-    connection.execute(query.encode())
-    connection.close()
-    return [node for _, plan in plans for node in nodes_of(plan) if node["Actual Loops"]]
+    return [node for plan in plans_of(db, query, analyze=True) for node in nodes_of(plan) if node["Actual Loops"]]
 
 
 def nodes_of(node: Node) -> Iterator[Node]:
