@@ -267,8 +267,8 @@ def test_late_events_of_sealed_days_add_by_the_definition_of_then(filled: Databa
 
 
 def test_the_definition_of_today_for_sealed_days_is_caught(filled: Database) -> None:
-    """A mutation: measured_sql() knows today's definitions only."""
-    text = filled.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'measured_sql'")
+    """A mutation: metric_sql() knows today's definitions only."""
+    text = filled.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'metric_sql'")
     today = "(select m.*, '-infinity'::timestamptz as valid_from, null::timestamptz as valid_to from usage.metric m) f"
     assert text.count("usage.metric_definition f") == 1
     filled.execute(text.replace("usage.metric_definition f", today))

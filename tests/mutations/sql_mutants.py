@@ -48,9 +48,11 @@ ROWS = "usage.window_rows(timestamptz, timestamptz, uuid, boolean, boolean, bool
 SUMS = "usage.window_sums(timestamptz, timestamptz, uuid, boolean, boolean, boolean, text)"
 FACT = "usage.fact_sql(text, date, date, integer, integer[], text)"
 HOUR_FACT = "usage.hour_fact_sql(text, timestamptz, timestamptz, integer, integer[], text, text)"
-EVENTS = "usage.window_events_sql(usage.window_parts, uuid)"
+EVENTS = "usage.window_events(usage.window_parts, uuid)"
 DAYS = "usage.days_sql(usage.window_parts, boolean, boolean, uuid, text)"
-MEASURED = "usage.measured_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid)"
+RANGES = "usage.signed_events_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid)"
+METRIC = "usage.metric_sql()"
+KNOWN = "usage.are_well_formed(timestamptz[], timestamptz[])"
 ZONES = "usage.daily_series(timestamptz, timestamptz, uuid, text)"
 PLANNED = "usage.planned_rows(usage.window_parts, uuid, boolean, integer[], jsonb, jsonb)"
 CHOICE = "usage.collection_rows(timestamptz, timestamptz, uuid, boolean)"
@@ -68,6 +70,7 @@ LOOKBACK = "integration/test_lookback.py"
 BY_HAND = "mutations/test_mutations.py"
 BOUNDARIES = "integration/test_boundaries.py"
 ONE = "integration/test_one_collection.py"
+WELL_FORMED = "integration/test_well_formed.py"
 ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
 
 MUTANTS = [
@@ -181,7 +184,7 @@ MUTANTS = [
     Mutant("hours that are not there", HOURS, "first := greatest(first, low);", "", HOURLY),
     Mutant("the frontier's hour reaches above it", HOURS, "last := least(last, top);", "", f"{BOUNDARIES}::test_hours_up_to_a_frontier_that_cuts_one"),
     Mutant("no late change is looked for", EVENTS, "l.created_at >= p.late_from", "l.created_at > p.late_to", ALL),
-    Mutant("the foot is the head", EVENTS, "array[p.head_sign, p.foot_sign, 1]", "array[p.foot_sign, p.head_sign, 1]", ALL),
+    Mutant("the foot is the head", EVENTS, "array[p.head_sign, p.foot_sign]", "array[p.foot_sign, p.head_sign]", ALL),
     Mutant("days on the right are left out", DAYS, "least(p.right_to, last)", "p.right_from", ALL),
     Mutant("days on the left are added", DAYS, "least(p.left_to, last), p.left_sign", "least(p.left_to, last), abs(p.left_sign)", ALL),
     Mutant("a bucket too many", FACT, "f.%I >= %L::date and f.%I < %L::date", "f.%I >= %L::date and f.%I <= %L::date", ALL),
@@ -198,18 +201,34 @@ MUTANTS = [
     Mutant("keys of nothing are shown", ROWS, "having sum(k.event_count) <> 0$query$, of_keys));\n    end if;\n    if receipt", "$query$, of_keys));\n    end if;\n    if receipt", ALL),
     Mutant("collections of nothing in whole days are shown", ROWS, "     where k.event_count <> 0$query$", "$query$", ALL),
     Mutant("all is AI", ROWS, "     where k.resource_type = 'ai'\n", "", ALL),
-    Mutant("raw values have no sign", ROWS, "usage.signed(e.sign, e.value)", "e.value", ALL),
-    Mutant("raw second values have no sign", ROWS, "usage.signed(e.sign, e.secondary)", "e.secondary", ALL),
+    Mutant("raw values have no sign", EVENTS, "'usage.signed(m.sign, m.value)'", "'m.value'", ALL),
+    Mutant("raw second values have no sign", EVENTS, "'usage.signed(m.sign, m.secondary)'", "'m.secondary'", ALL),
+    Mutant("raw values have a sign only beside late ones", EVENTS, "case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.value)'", "case when any_late then 'usage.signed(m.sign, m.value)'", WELL_FORMED),
+    Mutant("raw values have a sign only where hours or days have", EVENTS, "case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.secondary)'", "case when -1 = any (signs) then 'usage.signed(m.sign, m.secondary)'", f"{WELL_FORMED} {ALL}"),
+    Mutant("one collection's edges are known", EVENTS, "signs is not null and collection is null and", "signs is not null and", WELL_FORMED),
+    Mutant("edges are known and read again", EVENTS, "        signs := null;\n        starts := null;\n        ends := null;\n", "", WELL_FORMED),
+    Mutant("the tail goes with known edges", EVENTS, "if signs is not null or p.tail_from is not null or any_late then", "if signs is not null or any_late then", f"{WELL_FORMED} {ALL}"),
+    Mutant("late changes go with known edges", EVENTS, "if signs is not null or p.tail_from is not null or any_late then", "if signs is not null or p.tail_from is not null then", f"{WELL_FORMED} {ALL}"),
+    Mutant("what is known is all added", "usage.well_formed_text(integer, text, text, text)", "WHEN '-1'::integer THEN '-'::text", "WHEN '-1'::integer THEN ''::text", WELL_FORMED),
+    Mutant("what waits in an edge is not looked for", KNOWN, "(select min(l.created_at) from usage.late_change l where l.created_at >= r.from_at) < r.to_at\n                           or ", "", WELL_FORMED),
+    Mutant("what waits anywhere puts edges in doubt", KNOWN, "< r.to_at", "is not null", WELL_FORMED),
+    Mutant("rejections of a day are not looked at", KNOWN, "t.rejected_count <> 0 or ", "", WELL_FORMED),
+    Mutant("long types are not looked for", KNOWN, " or octet_length(t.resource_type) > 128", "", WELL_FORMED),
+    Mutant("a range is of one day", KNOWN, "and usage.local_day(r.to_at, s.time_zone)", "and usage.local_day(r.from_at, s.time_zone)", WELL_FORMED),
+    Mutant("lookback knows edges", KNOWN, "s.capture_mode <> 'lookback'", "true", WELL_FORMED),
     Mutant("hours are in no day", ROWS, "format(\n                'select h.bucket, k.resource_type, h.event_count", "format(\n                'select h.bucket, k.resource_type, 0 * h.event_count", HOURLY),
     Mutant("weeks by months", SUMS, "grain in ('none', 'month')", "grain in ('none', 'month', 'week')", TOTALS),
     Mutant("groups of nothing are shown", SUMS, "having sum(z.event_count) <> 0", "", f"{TOTALS} integration/test_export.py"),
-    Mutant("general sums have no sign", SUMS, "coalesce(usage.signed(e.sign, e.value), 0)", "coalesce(e.value, 0)", TOTALS),
+    Mutant("general sums of nothing are null", SUMS, "coalesce(sum(z.total_value), 0)", "sum(z.total_value)", f"{TOTALS} {WELL_FORMED}"),
+    Mutant("sums of nothing are null", ROWS, "coalesce(sum(k.total_value), 0)", "sum(k.total_value)", ALL, times=2),
+    Mutant("days' sums of nothing are null", ROWS, "coalesce(sum(z.total_value), 0)", "sum(z.total_value)", ALL),
+    Mutant("of several statements one is grouped", ROWS, "' union all ') from unnest(events) u (events)) || ')'];", "' union all ') from unnest(events[1:1]) u (events)) || ')'];", f"{WELL_FORMED} {ALL}"),
     Mutant("general sums forget hours", SUMS, "concat_ws(' union all ', days, hours)", "concat_ws(' union all ', days)", f"{HOURLY} {TOTALS}"),
     Mutant("the end of a range is in it", "usage.range_sql(timestamptz, timestamptz)", "e.created_at < %L", "e.created_at <= %L", ALL),
-    Mutant("of many cuts ends are in them", MEASURED, "x.created_at < c.to_at", "x.created_at <= c.to_at", HOURLY),
-    Mutant("gaps between hours are forgotten", MEASURED, "coalesce(' and ' || late_where, '')", "''", ALL),
-    Mutant("of sealed days today's definition", MEASURED, "case when f.valid_to is null then '' else format(' and r.created_at < %L::timestamptz', f.valid_to) end", "''", "integration/test_metrics.py"),
-    Mutant("others' events of a collection", MEASURED, "format(of_one, 'l')", "''", ALL),
+    Mutant("of many cuts ends are in them", RANGES, "x.created_at < c.to_at", "x.created_at <= c.to_at", HOURLY),
+    Mutant("gaps between hours are forgotten", RANGES, "coalesce(' and ' || late_where, '')", "''", ALL),
+    Mutant("of sealed days today's definition", METRIC, "case when f.valid_to is null then '' else format(' and r.created_at < %L::timestamptz', f.valid_to) end", "''", "integration/test_metrics.py"),
+    Mutant("others' events of a collection", RANGES, "format(of_one, 'l')", "''", ALL),
     Mutant("a sign is ignored", "usage.signed(integer, numeric)", "(- n)", "n", ALL),
     Mutant("in doubt the frontier holds", "usage.effective_frontier()", "else s.sealed_until", "else s.frontier", TRUST),
     Mutant("in doubt all days hold", "usage.rolled_until()", "usage.seal_day(s.sealed_until, s.time_zone)", "'infinity'::date", TRUST),

@@ -327,7 +327,7 @@ def test_an_index_of_collections_serves_the_edges_of_one(history: Database) -> N
     history.execute("create index of_collections on public.resource_usage_log (collection_id, created_at)")
     history.execute("vacuum analyze public.resource_usage_log")
     _check_collection(history)
-    text = history.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'measured_sql'")
+    text = history.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'signed_events_sql'")
     assert text.count("format(of_one, 'e')") == 1
     history.execute(text.replace("format(of_one, 'e')", "''"))
     with pytest.raises(AssertionError):
