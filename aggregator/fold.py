@@ -167,11 +167,13 @@ def measured(
     sign: int = 1,
     late: Range | None = None,
     late_sign: int | None = None,
+    with_parameters: bool = True,
 ) -> sql.SQL:
     """Return what to write in FROM for the events of some ranges [start, end), in the caller's snapshot.
 
     It has the columns sign, late, created_at, the key's four, value, secondary, rejected. ``raw`` are raw events, with a
-    sign; ``late`` late changes, of both signs or of one.
+    sign; ``late`` late changes, of both signs or of one. ``with_parameters``: for a statement that is run with some, in
+    which a percent sign begins one; without, nothing takes the second sign away again.
     """
     start, end = raw or (None, None)
     late_from, late_to = late or (None, None)
@@ -181,8 +183,8 @@ def measured(
          "late_from": late_from, "late_to": late_to, "late_sign": late_sign},
     ).fetchone()  # fmt: skip
     assert row is not None
-    # Made by our own function, which quotes what is the user's. A percent sign would begin a parameter.
-    return sql.SQL(row[0].replace("%", "%%"))
+    # Made by our own function, which quotes what is the user's.
+    return sql.SQL(row[0].replace("%", "%%") if with_parameters else row[0])
 
 
 def apply_delta(connection: Connection, *, derive: bool, hourly: bool, subtracts: bool = True) -> int:

@@ -117,7 +117,7 @@ def _fill_some(connection: Connection, settings: Settings, attached: fold.State)
         events = 0
         if start is not None:
             connection.execute(SQL["delete_range"], {"from": start, "to": state.hourly_since})
-            measured = fold.measured(connection, (start, end), late=(start, end))
+            measured = fold.measured(connection, (start, end), late=(start, end), with_parameters=False)
             connection.execute(sql.SQL(SQL["collect"]).format(measured=measured))
             fold.number_keys(connection, "hourly")
             fold.derive_fact(connection, "hourly_delta", "hourly_collection", "x.bucket", "x.collection_key")

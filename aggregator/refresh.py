@@ -485,7 +485,10 @@ def _step_end(connection: Connection, settings: Settings, state: fold.State, tar
 
 
 def _days(connection: Connection, state: fold.State, upper: str) -> list[sql.Composed]:
-    """Return a query for each local day from the frontier to ``upper`` that has raw events: its sums, as rows of the delta."""
+    """Return a query for each local day from the frontier to ``upper`` that has raw events: its sums, as rows of the delta.
+
+    They are run without parameters: COPY has none.
+    """
     days: list[sql.Composed] = []
     lower = state.frontier
     while lower != upper:
@@ -495,7 +498,7 @@ def _days(connection: Connection, state: fold.State, upper: str) -> list[sql.Com
         if row is None:
             break
         day, end = row
-        measured = fold.measured(connection, (lower, end))
+        measured = fold.measured(connection, (lower, end), with_parameters=False)
         days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured, **state.hour))
         lower = end
     return days
@@ -505,7 +508,7 @@ def _create_delta(connection: Connection, days: list[sql.Composed]) -> None:
     """Create the delta with the sums of some days: in one statement, whose days the server's parallel workers share."""
     if days:
         rows = sql.SQL(" union all ").join(sql.SQL("({})").format(day) for day in days)
-        connection.execute(sql.SQL(fold.SQL["create_delta_of"]).format(rows=rows), {})
+        connection.execute(sql.SQL(fold.SQL["create_delta_of"]).format(rows=rows))
     else:
         connection.execute(fold.SQL["create_delta"])
 

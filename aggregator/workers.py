@@ -2,7 +2,8 @@
 
 That one exports its snapshot, they import it, so all see the same rows (https://www.postgresql.org/docs/current/
 functions-admin.html#FUNCTIONS-SNAPSHOT-SYNCHRONIZATION). Sums cross the client, by COPY from one to the other, and no
-events. Workers change nothing, so a kill leaves nothing behind.
+events. Days that no worker has begun when there is nothing to fold are added up by the connection that folds: none waits for the
+other while there is work. Workers change nothing, so a kill leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SQL = sql_files.load("workers")
 _LOCK_TIMEOUT = 1.0
 """Seconds: a worker behind the host's DDL, which waits for the folding connection, would wait forever."""
 
-_AHEAD = 8
+_AHEAD = 16
 """Sums of days that each worker may be ahead of the folding connection, and that are folded at a time, at least."""
 
 _LOOK = 0.1
@@ -41,7 +42,7 @@ class Workers:
         self._connections = connections
 
     def add_up(self, connection: Connection, source: str, days: Sequence[sql.Composable]) -> Iterator[int]:
-        """COPY the rows of each day's query into ``pg_temp.delta``, some days at a time; yield how many were.
+        """Put the rows of each day's query into ``pg_temp.delta``, some days at a time; yield how many were.
 
         ``connection`` is in the transaction that folds. Its caller folds the delta and makes it anew before it goes on.
         Raises what a worker failed with.
@@ -63,7 +64,7 @@ class Workers:
             while left:
                 copied = 0
                 while copied < min(_AHEAD, left):
-                    copied += _copy_in(connection, ready, failures)
+                    copied += _copy_in(connection, ready, failures, wait=not waiting) or _add_one(connection, waiting)
                 left -= copied
                 yield copied
         finally:
@@ -82,12 +83,22 @@ def hired(settings: Settings, number: int) -> Iterator[Workers | None]:
         yield Workers(connections) if connections else None
 
 
-def _copy_in(connection: Connection, ready: queue.Queue[Sums], failures: list[BaseException]) -> int:
+def _add_one(connection: Connection, waiting: deque[sql.Composable]) -> int:
+    """Add up the next day here, where workers have none ready; return 0 if there is no next one."""
+    try:
+        day = waiting.popleft()
+    except IndexError:
+        return 0
+    connection.execute(sql.SQL(SQL["add_here"]).format(day=day))
+    return 1
+
+
+def _copy_in(connection: Connection, ready: queue.Queue[Sums], failures: list[BaseException], *, wait: bool) -> int:
     """Copy one day's sums in; return 0 if there is none yet."""
     if failures:
         raise failures[0]
     try:
-        sums = ready.get(timeout=_LOOK)
+        sums = ready.get(timeout=_LOOK) if wait else ready.get_nowait()
     except queue.Empty:
         return 0
     with connection.cursor().copy(SQL["copy_in"]) as copy:

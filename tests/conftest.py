@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from aggregator import embedded
-from tests.harness import Database, create_with_source
+from tests.harness import LONG, Database, create_with_source
 from tests.mutations import sql_mutants
 
 SERVER_SETTINGS = {
@@ -45,7 +45,7 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what takes long, unless it is asked for."""
-    if os.environ.get("AGGREGATOR_TEST_LONG") != "1":
+    if not LONG:
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes long: make test-long"))

@@ -36,6 +36,10 @@ SCHEMA = ";\n".join(
 )
 
 
+LONG = os.environ.get("AGGREGATOR_TEST_LONG") == "1"
+"""Whether this is make test-long, or the run of a mutant."""
+
+
 def some(cases: Iterable[Any], every: int) -> list[Any]:
     """Return a test's cases, of which make test runs one of so many, and make test-long the others too."""
     return [

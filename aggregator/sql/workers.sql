@@ -15,3 +15,6 @@ copy ({day}) to stdout (format binary)
 
 -- copy_in --
 copy pg_temp.delta from stdin (format binary)
+
+-- add_here --
+insert into pg_temp.delta {day}

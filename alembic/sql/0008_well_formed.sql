@@ -3,13 +3,15 @@
 -- Measuring, in parts -----------------------------------------------------------------------------------------------------
 
 create function usage.signed_events_sql(
-    signs integer[], starts timestamptz[], ends timestamptz[], late_from timestamptz, late_to timestamptz, late_where text, collection uuid)
+    signs integer[], starts timestamptz[], ends timestamptz[], late_from timestamptz, late_to timestamptz, late_where text,
+    collection uuid, resource_type text)
 returns text
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
 declare
     arms   text[] := '{}';
-    of_one constant text := case when collection is null then '' else format(' and %%s.collection_id = %L::uuid', collection) end;
+    of_one constant text := case when collection is null then '' else format(' and %%1$s.collection_id = %L::uuid', collection) end
+                            || case when resource_type is null then '' else format(' and %%1$s.resource_type = %L collate "C"', resource_type) end;
 begin
     for n in 1 .. cardinality(signs) loop
         if coalesce(starts[n] < ends[n], starts[n] is not null) and (cardinality(signs) <= 12 or ends[n] is null) then
@@ -35,8 +37,8 @@ begin
     end if;
     return array_to_string(arms, ' union all ');
 end $$;
-comment on function usage.signed_events_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid) is
-'A statement that reads the signed events of some ranges: ranges of raw events, each with a sign (end null: open; empty ones are left out), and one of late changes with a condition on l (null: none); of one collection or (null) all.';
+comment on function usage.signed_events_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid, text) is
+'A statement that reads the signed events of some ranges: ranges of raw events, each with a sign (end null: open; empty ones are left out), and one of late changes with a condition on l (null: none); of one collection or (null) all, and of one type or (null) all.';
 
 create function usage.metric_sql(out value text, out secondary text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
@@ -72,7 +74,7 @@ returns text
 language sql stable security definer set search_path = pg_catalog, pg_temp
 as $$
     select usage.measured_text(m.value, m.secondary,
-                               usage.signed_events_sql(signs, starts, ends, late_from, late_to, late_where, collection))
+                               usage.signed_events_sql(signs, starts, ends, late_from, late_to, late_where, collection, null))
       from usage.metric_sql() m
 $$;
 
@@ -117,7 +119,7 @@ comment on function usage.well_formed_text(integer, text, text, text) is
 -- Values have their sign now. What is known of the raw events of edges, nobody knows of the tail and of late changes.
 -- Statements to be joined where they are read: the planner does not flatten them under expressions, and each node costs a row 40 ns.
 drop function usage.window_events_sql(usage.window_parts, uuid);
-create function usage.window_events(p usage.window_parts, collection uuid) returns text[]
+create function usage.window_events(p usage.window_parts, collection uuid, resource_type text) returns text[]
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD'
 as $$
 declare
@@ -135,7 +137,7 @@ begin
      where r.from_at < r.to_at;
     if signs is not null and collection is null and usage.are_well_formed(starts, ends) then
         select array_agg(usage.well_formed_text(r.sign, m.value, m.secondary,
-                                                usage.signed_events_sql(r.signs, r.starts, r.ends, null, null, null, null)))
+                                                usage.signed_events_sql(r.signs, r.starts, r.ends, null, null, null, null, resource_type)))
           into arms
           from usage.metric_sql() m,
                (select r.sign, array_agg(r.sign) as signs, array_agg(r.from_at) as starts, array_agg(r.to_at) as ends
@@ -150,17 +152,18 @@ begin
                                ' %s as value, %s as secondary from %s m)',
             case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.value)' else 'm.value' end,
             case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.secondary)' else 'm.secondary' end,
-            usage.measured_sql(
-                signs || 1, starts || p.tail_from, ends || p.tail_to,
-                case when any_late then p.late_from end, case when any_late then p.late_to end,
-                (select string_agg(format('not (l.created_at >= %L::timestamptz and l.created_at < %L::timestamptz)', g.from_at, g.to_at), ' and ')
-                   from unnest(p.gap_from, p.gap_to) g (from_at, to_at)),
-                collection));
+            (select usage.measured_text(m.value, m.secondary, usage.signed_events_sql(
+                        signs || 1, starts || p.tail_from, ends || p.tail_to,
+                        case when any_late then p.late_from end, case when any_late then p.late_to end,
+                        (select string_agg(format('not (l.created_at >= %L::timestamptz and l.created_at < %L::timestamptz)', g.from_at, g.to_at), ' and ')
+                           from unnest(p.gap_from, p.gap_to) g (from_at, to_at)),
+                        collection, resource_type))
+               from usage.metric_sql() m));
     end if;
     return arms;
 end $$;
-comment on function usage.window_events(usage.window_parts, uuid) is
-'What to write in FROM, one or several, for the events of a window that are not in its whole days or hours, of one collection or (null) all, with signed values; null: there are none to read.';
+comment on function usage.window_events(usage.window_parts, uuid, text) is
+'What to write in FROM, one or several, for the events of a window that are not in its whole days or hours, of one collection or (null) all, and of one type or (null) all, with signed values; null: there are none to read.';
 
 -- Buckets -------------------------------------------------------------------------------------------------------------------
 
@@ -238,7 +241,8 @@ set search_path = pg_catalog, pg_temp set jit = off set parallel_setup_cost = 10
 as $$
 declare
     p        usage.window_parts := usage.window_parts(since, until);
-    events   text[] := usage.window_events(p, collection);
+    -- A condition on the type would be tested behind the fences, when values have been taken out of all events.
+    events   text[] := usage.window_events(p, collection, case when ai and not by_collection and not daily then 'ai' end);
     days     constant text := case when by_collection or ai then usage.days_sql(p, ai, true, collection, null) end;
     hours    constant text := case when p.hour_signs is not null then usage.hours_sql(p, ai, collection, case when daily then '*' end) end;
     once     constant boolean := not receipt and by_collection::integer + ai::integer + daily::integer = 1;
@@ -261,12 +265,10 @@ begin
         end if;
         parts := array_append(parts, 'raw as (' || (
             select string_agg(format($query$
-        select %1$s, %4$s(e.sign)::bigint as event_count, %4$s(e.value) as total_value, %4$s(e.secondary) as secondary_value%5$s
-          from %2$s e
-         where %3$s$query$,
+        select %1$s, %3$s(e.sign)::bigint as event_count, %3$s(e.value) as total_value, %3$s(e.secondary) as secondary_value%4$s
+          from %2$s e$query$,
             concat_ws(', ', case when daily then 'usage.local_day(e.created_at, $4) as day' end, of_event),
             u.events,
-            case when by_collection or daily then 'true' else $query$e.resource_type = 'ai'$query$ end,
             case when once then '' else 'sum' end,
             case when receipt then ', count(*) filter (where not e.late) as raw_rows, count(*) filter (where e.late) as late_rows' else '' end)
                 || case when once then '' else ' group by ' || concat_ws(', ', case when daily then 'day' end, of_event) end, ' union all ')
@@ -380,7 +382,7 @@ declare
     bucket_is constant text := case when grain = 'none' then 'null::date' else 'usage.bucket_of(*, $1)' end;
     parts     text[] := '{}';
 begin
-    events := usage.window_events(p, collection);
+    events := usage.window_events(p, collection, null);
     if events is not null then
         parts := array(select format($query$
             select %s as bucket, %s as collection_id, e.resource_type, %s as job_type, %s as model_level, e.sign::bigint as event_count,

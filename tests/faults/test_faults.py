@@ -18,7 +18,7 @@ from aggregator.db import connect
 from aggregator.errors import AggregatorError
 from aggregator.settings import Settings
 from tests.faults.shadow import SHADOW, check, prepare
-from tests.harness import Database
+from tests.harness import LONG, Database
 from tests.scheduler.test_scheduler import Log, scheduler, wake
 
 
@@ -79,7 +79,7 @@ def test_an_error_at_every_statement(prepared: Database, work: str) -> None:
         db.refresh()
     at = 0
     while True:
-        at += 1 if at < 40 else 7
+        at += 1 if LONG or at < 10 else 3
         more_events(db)
         if work == "rebuild":
             db.execute("update usage.state set trusted = false, distrust_reason = 'a test says so', repair_day = null")

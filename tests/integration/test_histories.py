@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from aggregator import fold, hourly, refresh
-from tests.harness import COLLECTIONS, Database, compare, compare_days, snapshot
+from tests.harness import COLLECTIONS, LONG, Database, compare, compare_days, snapshot
 
 EXAMPLES = int(os.environ.get("AGGREGATOR_HISTORIES", "0"))
 """How many random histories to try, by hand; 0: a few, the same ones each time."""
@@ -172,7 +172,7 @@ def test_random_histories(new_database: Any, zone: str) -> None:
     run_state_machine_as_test(
         machine(db),
         settings=settings(
-            max_examples=EXAMPLES or 15,
+            max_examples=EXAMPLES or (15 if LONG else 6),
             stateful_step_count=25,
             deadline=None,
             derandomize=not EXAMPLES,

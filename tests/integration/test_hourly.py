@@ -578,7 +578,7 @@ MUTATIONS: dict[str, tuple[str, Mutation]] = {
     "an hour at the end that is cut counts whole": ("UTC", _function(_WITH_HOURS, ("if last <> to_at then", "if false then"))),
     "late changes of hours do not count": ("UTC", _function(_PARTS, ("spans_from := array[p.hours_from[1]];", "spans_from := array[next_at];"))),
     "late changes count twice": ("UTC", _function(_PARTS, ("days_start := least(p.hours_to[1], top);", "days_start := first_at;"))),
-    "late changes of gaps count": ("Asia/Kathmandu", _function("usage.window_events(usage.window_parts, uuid)", ("unnest(p.gap_from, p.gap_to)", "unnest(p.gap_from, p.gap_from)"))),
+    "late changes of gaps count": ("Asia/Kathmandu", _function("usage.window_events(usage.window_parts, uuid, text)", ("unnest(p.gap_from, p.gap_to)", "unnest(p.gap_from, p.gap_from)"))),
     "hours before the fill are used": ("UTC", _function(_WITH_HOURS, ("first := greatest(first, low);", ""))),
     "an hour of the day before": ("Asia/Kathmandu", _function(_WITH_HOURS, ("usage.hours_to(from_at) >= day_from and ", ""))),
     "hours that a midnight cuts lie in one day": ("UTC", _function(_SERIES, ("where c.from_at < c.to_at", "where false"))),

@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from aggregator import workers
+from aggregator import hourly, metrics, rebuild, workers
 from aggregator.errors import AggregatorError
+from aggregator.metrics import Metric
 from tests.harness import Database, Mismatch, waits
 
 DAYS = 40
@@ -91,6 +92,12 @@ def once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list
     return install
 
 
+@pytest.fixture
+def workers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folding connection waits for its workers, and adds up no day itself."""
+    monkeypatch.setattr(workers, "_add_one", lambda _connection, _waiting: 0)
+
+
 def _late(db: Database) -> None:
     db.execute(
         "insert into public.resource_usage_log (resource_type, detail, created_at)"
@@ -98,6 +105,7 @@ def _late(db: Database) -> None:
     )
 
 
+@pytest.mark.usefixtures("workers_alone")
 def test_workers_see_what_the_folding_connection_sees(filled: Database, once: Any) -> None:
     """An event that comes late while workers add up is in no sum of theirs: it waits as a late change."""
     assert once(lambda: _late(filled)) == []
@@ -106,6 +114,7 @@ def test_workers_see_what_the_folding_connection_sees(filled: Database, once: An
     assert filled.verify().differences == 0
 
 
+@pytest.mark.usefixtures("workers_alone")
 def test_workers_of_another_snapshot_are_caught(filled: Database, once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutation: workers that see what is committed counts the late event twice."""
     monkeypatch.setitem(workers.SQL, "import_snapshot", "set local application_name = {snapshot}")
@@ -115,6 +124,7 @@ def test_workers_of_another_snapshot_are_caught(filled: Database, once: Any, mon
         filled.compare()
 
 
+@pytest.mark.usefixtures("workers_alone")
 def test_a_worker_that_dies_undoes_the_step(filled: Database, once: Any) -> None:
     """Its refresh fails in one line; nothing is lost, and the next one goes on."""
     once(
@@ -128,6 +138,32 @@ def test_a_worker_that_dies_undoes_the_step(filled: Database, once: Any) -> None
     filled.compare()
     assert filled.scalar("select status from usage.refresh_run order by id desc limit 1") == "failed"
     assert filled.refresh().status == "done"
+    filled.compare()
+    assert filled.verify().differences == 0
+
+
+@pytest.mark.parametrize("slow", ["before", "after"])
+def test_the_folding_connection_adds_up_what_nobody_has_begun(
+    filled: Database, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """Workers that are slow to begin leave it days, each of which is added up once; one that has taken a day is waited for."""
+    work, add_one, added = workers._work, workers._add_one, []
+
+    def slow_work(connection: Any, source: Any, exported: Any, waiting: Any, *others: Any) -> None:
+        if slow == "before":
+            time.sleep(0.05)
+        work(connection, source, exported, waiting, *others)
+
+    def counted(connection: Any, waiting: Any) -> int:
+        if slow == "after":
+            time.sleep(0.02)
+        added.append(add_one(connection, waiting))
+        return added[-1]
+
+    monkeypatch.setattr(workers, "_work", slow_work)
+    monkeypatch.setattr(workers, "_add_one", counted)
+    assert filled.refresh().events == 3000
+    assert sum(added) > 0 if slow == "before" else sum(added) < DAYS
     filled.compare()
     assert filled.verify().differences == 0
 
@@ -183,4 +219,29 @@ def test_late_changes_and_writers_meanwhile(filled: Database) -> None:
         writer.join()
     filled.refresh()
     filled.compare()
+    assert filled.verify().differences == 0
+
+
+def test_a_metric_whose_key_has_a_percent_sign(filled: Database) -> None:
+    """It begins no parameter, and is not doubled: by this connection and by others, in hours that are filled, late or corrected."""
+    tts = "from public.resource_usage_log where resource_type = 'tts'"
+    filled.execute(
+        "update public.resource_usage_log set detail = jsonb_build_object('100%', id) where resource_type = 'tts'"
+    )
+    metrics.set_metric(filled.own, Metric("tts", "100%", unit="percent"))
+    rebuild.rebuild(filled.own, filled.settings)
+    for jobs in (1, 3):
+        hourly.turn_off(filled.own)
+        filled.execute("insert into usage.truncate_marker (truncated) values ('to fold anew')")
+        filled.refresh(jobs=jobs)
+        hourly.turn_on(filled.own)
+        assert hourly.fill(filled.own, filled.settings).done
+        filled.execute(f"delete from public.resource_usage_log where id in (select min(id) {tts})")
+        filled.refresh()
+        for rollup in ("daily", "monthly", "daily_total", "hourly"):
+            total = f"select sum(total_value) from usage.{rollup} where resource_type = 'tts'"
+            assert filled.scalar(total) == filled.scalar(f"select sum((detail ->> '100%')::numeric) {tts}"), rollup
+        assert filled.verify().differences == 0
+    filled.execute("update usage.daily_fact set total_value = total_value + 1")
+    assert filled.verify(repair=True).trusted
     assert filled.verify().differences == 0

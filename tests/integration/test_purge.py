@@ -9,7 +9,7 @@ import pytest
 from aggregator import capture, purge, rebuild, seal
 from aggregator.db import connect
 from aggregator.errors import AggregatorError, Stopped, UsageError
-from tests.harness import COLLECTIONS, Database, compare, snapshot
+from tests.harness import COLLECTIONS, LONG, Database, compare, snapshot
 
 DAYS = (0, 1, 5, 29, 30, 31, 45, 60, 100, 200, 399)
 KEEP = "30d"
@@ -249,7 +249,7 @@ def test_killed_at_any_statement(new_database: Any) -> None:
         db.close()
         if finished:
             break
-        statement += 5
+        statement += 2 if LONG else 7
 
 
 class capture_connection:  # noqa: N801

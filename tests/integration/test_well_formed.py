@@ -56,7 +56,7 @@ def _known(db: Database, *ranges: tuple[str, str]) -> bool:
 def _arms(db: Database, window: Window) -> list[bool]:
     """Return of each statement that reads a window's events whether it is one for well formed events."""
     arms = db.scalar(
-        "select usage.window_events(usage.window_parts(%s::timestamptz, %s::timestamptz), %s::uuid)", window
+        "select usage.window_events(usage.window_parts(%s::timestamptz, %s::timestamptz), %s::uuid, null)", window
     )
     return ["usage.in_bounds(n.value_number)" not in arm for arm in arms or []]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+import psycopg
 import pytest
 
 from aggregator import embedded, rebuild, seal, verify
@@ -28,10 +28,10 @@ WINDOWS = [
 class Rules:
     """The server's file of the zone: before, as if there were no summer time, or after."""
 
-    def __init__(self, server: embedded.Server) -> None:
+    def __init__(self, server: embedded.Server, after: bytes) -> None:
         self.server = server
         self._zones = server.bin.parent / "share" / "timezone"
-        self._after = (self._zones / ZONE).read_bytes()
+        self._after = after
 
     def before(self) -> None:
         shutil.copyfile(self._zones / "Africa" / "Tripoli", self._zones / ZONE)
@@ -41,18 +41,25 @@ class Rules:
         (self._zones / ZONE).write_bytes(self._after)
 
 
-@pytest.fixture
-def rules(tmp_path: Path) -> Iterator[Rules]:
+@pytest.fixture(scope="module")
+def zoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Server]:
     """A server with a time zone folder of its own."""
     package = embedded.embedded_bin().parents[1]
-    tmp_path.chmod(0o755)
-    shutil.copytree(package, tmp_path / package.name, symlinks=True)
+    folder = tmp_path_factory.mktemp("zones")
+    folder.chmod(0o755)
+    shutil.copytree(package, folder / package.name, symlinks=True)
     if package.with_name(f"{package.name}.libs").is_dir():
-        shutil.copytree(package.with_name(f"{package.name}.libs"), tmp_path / f"{package.name}.libs", symlinks=True)
-    with embedded.temporary_server(tmp_path / package.name / "pginstall" / "bin", SETTINGS) as server:
-        rules = Rules(server)
-        rules.before()
-        yield rules
+        shutil.copytree(package.with_name(f"{package.name}.libs"), folder / f"{package.name}.libs", symlinks=True)
+    with embedded.temporary_server(folder / package.name / "pginstall" / "bin", SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture
+def rules(zoned: embedded.Server) -> Rules:
+    """The rules of before."""
+    rules = Rules(zoned, (embedded.embedded_bin().parent / "share" / "timezone" / ZONE).read_bytes())
+    rules.before()
+    return rules
 
 
 @pytest.fixture
@@ -73,6 +80,8 @@ def db(rules: Rules) -> Iterator[Database]:
     assert db.scalar("select count(*) from usage.rolled_day") > 150
     yield db
     db.close()
+    with psycopg.connect(rules.server.dsn(), autocommit=True) as connection:
+        connection.execute("drop database app with (force)")
 
 
 def exact(db: Database) -> None:
