@@ -98,23 +98,23 @@ comment on function usage.are_well_formed(timestamptz[], timestamptz[]) is
 
 -- A third less than usage.measured_text() takes: numbers are not compared with the bounds, and there is one fence. Yet nothing
 -- that a member may be makes it fail, should an event be there that capture has not seen.
-create function usage.well_formed_text(sign integer, value text, secondary text, events text) returns text
-language sql immutable parallel safe
+create function usage.well_formed_text(sign integer, day date, value text, secondary text, events text) returns text
+language sql stable
 return format($sql$(
-select r.sign, r.late, r.created_at, r.collection_id, r.resource_type collate "C" as resource_type,
+select r.sign, r.late, %5$L::date as day, r.collection_id, r.resource_type collate "C" as resource_type,
        usage.key_text(r.job_type) collate "C" as job_type,
        usage.key_text(r.model_level) collate "C" as model_level,
        %1$s case when jsonb_typeof(r.value) = 'number' then r.value::numeric
                  when r.value is not null then usage.in_bounds(usage.parsed_number(r.value)) end as value,
        %1$s case when jsonb_typeof(r.secondary) = 'number' then r.secondary::numeric
                  when r.secondary is not null then usage.in_bounds(usage.parsed_number(r.secondary)) end as secondary
-  from (select r.sign, r.late, r.created_at, r.collection_id, r.resource_type,
+  from (select r.sign, r.late, r.collection_id, r.resource_type,
                r.detail ->> 'job_type' as job_type, r.detail ->> 'model_level' as model_level,
                %2$s as value, %3$s as secondary
           from (%4$s) r
-        offset '0') r)$sql$, case sign when -1 then '-' else '' end, value, secondary, events);
-comment on function usage.well_formed_text(integer, text, text, text) is
-'As usage.measured_text(), for events of one sign that are well formed: values have the sign, and none is rejected.';
+        offset '0') r)$sql$, case sign when -1 then '-' else '' end, value, secondary, events, day);
+comment on function usage.well_formed_text(integer, date, text, text, text) is
+'As usage.measured_text(), for well formed events of one sign and one day: values have the sign, and none is rejected.';
 
 -- Values have their sign now. What is known of the raw events of edges, nobody knows of the tail and of late changes.
 -- Statements to be joined where they are read: the planner does not flatten them under expressions, and each node costs a row 40 ns.
@@ -136,20 +136,22 @@ begin
                   array[p.head_to, p.foot_to] || p.cut_to) r (sign, from_at, to_at)
      where r.from_at < r.to_at;
     if signs is not null and collection is null and usage.are_well_formed(starts, ends) then
-        select array_agg(usage.well_formed_text(r.sign, m.value, m.secondary,
+        select array_agg(usage.well_formed_text(r.sign, r.day, m.value, m.secondary,
                                                 usage.signed_events_sql(r.signs, r.starts, r.ends, null, null, null, null, resource_type)))
           into arms
           from usage.metric_sql() m,
-               (select r.sign, array_agg(r.sign) as signs, array_agg(r.from_at) as starts, array_agg(r.to_at) as ends
+               (select r.sign, usage.local_day(r.from_at, p.zone) as day,  -- a range lies in one day
+                       array_agg(r.sign) as signs, array_agg(r.from_at) as starts, array_agg(r.to_at) as ends
                   from unnest(signs, starts, ends) r (sign, from_at, to_at)
-                 group by r.sign) r;
+                 group by 1, 2) r;
         signs := null;
         starts := null;
         ends := null;
     end if;
     if signs is not null or p.tail_from is not null or any_late then
-        arms := arms || format('(select m.sign, m.late, m.created_at, m.collection_id, m.resource_type, m.job_type, m.model_level,'
-                               ' %s as value, %s as secondary from %s m)',
+        arms := arms || format('(select m.sign, m.late, usage.local_day(m.created_at, %L) as day, m.collection_id, m.resource_type,'
+                               ' m.job_type, m.model_level, %s as value, %s as secondary from %s m)',
+            p.zone,
             case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.value)' else 'm.value' end,
             case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.secondary)' else 'm.secondary' end,
             (select usage.measured_text(m.value, m.secondary, usage.signed_events_sql(
@@ -163,7 +165,7 @@ begin
     return arms;
 end $$;
 comment on function usage.window_events(usage.window_parts, uuid, text) is
-'What to write in FROM, one or several, for the events of a window that are not in its whole days or hours, of one collection or (null) all, and of one type or (null) all, with signed values; null: there are none to read.';
+'What to write in FROM, one or several, for the events of a window that are not in its whole days or hours, of one collection or (null) all, and of one type or (null) all, with their day and signed values; null: there are none to read.';
 
 -- Buckets -------------------------------------------------------------------------------------------------------------------
 
@@ -228,7 +230,8 @@ comment on function usage.hour_fact_sql(text, timestamptz, timestamptz, integer,
 
 -- Readers ------------------------------------------------------------------------------------------------------------------
 
--- As before, but for values, which have their sign and may be null.
+-- As before, but for values, which have their sign and may be null, and for keys, which are costly to compare and cheap to hash:
+-- they are never sorted to be grouped, whatever the planner thinks of the room that they take.
 create or replace function usage.window_rows(
     since timestamptz, until timestamptz, collection uuid, by_collection boolean, ai boolean, daily boolean, receipt boolean)
 returns table (
@@ -237,7 +240,7 @@ returns table (
     rollup_rows bigint, raw_rows bigint, pending_changes bigint,
     frontier timestamptz, exact boolean, reasons text[])
 language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set jit = off set parallel_setup_cost = 100000 set row_security = off set datestyle = 'ISO, YMD'
+set search_path = pg_catalog, pg_temp set jit = off set enable_sort = off set parallel_setup_cost = 100000 set row_security = off set datestyle = 'ISO, YMD'
 as $$
 declare
     p        usage.window_parts := usage.window_parts(since, until);
@@ -267,11 +270,11 @@ begin
             select string_agg(format($query$
         select %1$s, %3$s(e.sign)::bigint as event_count, %3$s(e.value) as total_value, %3$s(e.secondary) as secondary_value%4$s
           from %2$s e$query$,
-            concat_ws(', ', case when daily then 'usage.local_day(e.created_at, $4) as day' end, of_event),
+            concat_ws(', ', case when daily then 'e.day' end, of_event),
             u.events,
             case when once then '' else 'sum' end,
             case when receipt then ', count(*) filter (where not e.late) as raw_rows, count(*) filter (where e.late) as late_rows' else '' end)
-                || case when once then '' else ' group by ' || concat_ws(', ', case when daily then 'day' end, of_event) end, ' union all ')
+                || case when once then '' else ' group by ' || concat_ws(', ', case when daily then 'e.day' end, of_event) end, ' union all ')
               from unnest(events) u (events)) || ')');
     end if;
     rolled := nullif(concat_ws(' union all ', days, case when hours is not null and (by_collection or ai) then
@@ -358,7 +361,7 @@ begin
     if sections <> '{}' then
         return query execute case when parts = '{}' then '' else 'with ' || array_to_string(parts, ', ') end
                              || array_to_string(sections, ' union all ')
-        using p.frontier, p.exact, p.reasons, p.zone;
+        using p.frontier, p.exact, p.reasons;
     end if;
 end $$;
 
@@ -369,7 +372,7 @@ create or replace function usage.window_sums(
 returns table (bucket date, collection_id uuid, resource_type text, job_type text, model_level text,
                event_count numeric, total_value numeric, secondary_value numeric)
 language plpgsql stable security definer
-set search_path = pg_catalog, pg_temp set jit = off set parallel_setup_cost = 100000 set row_security = off set datestyle = 'ISO, YMD'
+set search_path = pg_catalog, pg_temp set jit = off set enable_sort = off set parallel_setup_cost = 100000 set row_security = off set datestyle = 'ISO, YMD'
 as $$
 declare
     p         usage.window_parts := usage.window_parts(since, until);
@@ -388,7 +391,7 @@ begin
             select %s as bucket, %s as collection_id, e.resource_type, %s as job_type, %s as model_level, e.sign::bigint as event_count,
                    e.value as total_value, e.secondary as secondary_value
               from %s e$query$,
-            case when grain <> 'none' then 'usage.bucket_of(usage.local_day(e.created_at, $2), $1)' else 'null::date' end,
+            case when grain <> 'none' then 'usage.bucket_of(e.day, $1)' else 'null::date' end,
             case when by_collection then 'e.collection_id' else 'null::uuid' end,
             case when by_job_type then 'e.job_type' else 'null::text' end,
             case when by_model_level then 'e.model_level' else 'null::text' end,
@@ -428,7 +431,7 @@ begin
               from (%s) z
              group by 1, 2, 3, 4, 5
             having sum(z.event_count) <> 0$query$, array_to_string(parts, ' union all '))
-        using grain, p.zone;
+        using grain;
     end if;
 end $$;
 

@@ -209,7 +209,7 @@ MUTANTS = [
     Mutant("edges are known and read again", EVENTS, "        signs := null;\n        starts := null;\n        ends := null;\n", "", WELL_FORMED),
     Mutant("the tail goes with known edges", EVENTS, "if signs is not null or p.tail_from is not null or any_late then", "if signs is not null or any_late then", f"{WELL_FORMED} {ALL}"),
     Mutant("late changes go with known edges", EVENTS, "if signs is not null or p.tail_from is not null or any_late then", "if signs is not null or p.tail_from is not null then", f"{WELL_FORMED} {ALL}"),
-    Mutant("what is known is all added", "usage.well_formed_text(integer, text, text, text)", "WHEN '-1'::integer THEN '-'::text", "WHEN '-1'::integer THEN ''::text", WELL_FORMED),
+    Mutant("what is known is all added", "usage.well_formed_text(integer, date, text, text, text)", "WHEN '-1'::integer THEN '-'::text", "WHEN '-1'::integer THEN ''::text", WELL_FORMED),
     Mutant("what waits in an edge is not looked for", KNOWN, "(select min(l.created_at) from usage.late_change l where l.created_at >= r.from_at) < r.to_at\n                           or ", "", WELL_FORMED),
     Mutant("what waits anywhere puts edges in doubt", KNOWN, "< r.to_at", "is not null", WELL_FORMED),
     Mutant("rejections of a day are not looked at", KNOWN, "t.rejected_count <> 0 or ", "", WELL_FORMED),
