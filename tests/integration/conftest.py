@@ -25,6 +25,23 @@ def _administer(server: str, statement: str) -> None:
         connection.execute(statement.encode())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test's many cases make test tries each with one kind of ``filled``, in turns, and make test-long with the other."""
+    cases: dict[tuple[Any, ...], list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and "filled" in item.callspec.params:
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    for found in cases.values():
+        kinds = list(dict.fromkeys(item.callspec.params["filled"] for item in found))
+        others: dict[str, int] = {}
+        for item in found if len(found) > len(kinds) else []:
+            other = repr([value for name, value in item.callspec.params.items() if name != "filled"])
+            number = others.setdefault(other, len(others))
+            if (number + kinds.index(item.callspec.params["filled"])) % len(kinds):
+                item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session")
 def filled_templates(server: str, template: str) -> dict[Kind, str]:
     """A database for each kind of source: attached, filled and refreshed. Copies keep oids and files, so also trust."""

@@ -283,6 +283,7 @@ finally:
 """
 
 
+@pytest.mark.long
 def test_constant_memory(db: Database, tmp_path: Path) -> None:
     """Three times the rows do not take more memory; held, the 80,000 would take 50 MB."""
     many(db, 120_000)
