@@ -96,8 +96,8 @@ $$;
 comment on function usage.are_well_formed(timestamptz[], timestamptz[]) is
 'Whether the events of some ranges below the frontier are known to have numbers within bounds and types of at most 128 bytes, from what their days'' totals say. No is not: they have not.';
 
--- A third less than usage.measured_text() takes: numbers are not compared with the bounds, and there is one fence. Yet nothing
--- that a member may be makes it fail, should an event be there that capture has not seen.
+-- A third less than usage.measured_text() takes: numbers are not compared with the bounds, and there is one fence. Yet it
+-- tells types apart: should an event be there that somebody has taken the late change of, it fails for none that is no number.
 create function usage.well_formed_text(sign integer, day date, value text, secondary text, events text) returns text
 language sql stable
 return format($sql$(
