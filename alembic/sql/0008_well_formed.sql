@@ -129,18 +129,22 @@ declare
     starts   timestamptz[];
     ends     timestamptz[];
     arms     text[];
+    metric   record;
 begin
     select array_agg(r.sign), array_agg(r.from_at), array_agg(r.to_at)
       into signs, starts, ends
       from unnest(array[p.head_sign, p.foot_sign] || p.cut_signs, array[p.head_from, p.foot_from] || p.cut_from,
                   array[p.head_to, p.foot_to] || p.cut_to) r (sign, from_at, to_at)
      where r.from_at < r.to_at;
+    if signs is null and p.tail_from is null and not any_late then
+        return null;
+    end if;
+    select * into metric from usage.metric_sql();
     if signs is not null and collection is null and usage.are_well_formed(starts, ends) then
-        select array_agg(usage.well_formed_text(r.sign, r.day, m.value, m.secondary,
+        select array_agg(usage.well_formed_text(r.sign, r.day, metric.value, metric.secondary,
                                                 usage.signed_events_sql(r.signs, r.starts, r.ends, null, null, null, null, resource_type)))
           into arms
-          from usage.metric_sql() m,
-               (select r.sign, usage.local_day(r.from_at, p.zone) as day,  -- a range lies in one day
+          from (select r.sign, usage.local_day(r.from_at, p.zone) as day,  -- a range lies in one day
                        array_agg(r.sign) as signs, array_agg(r.from_at) as starts, array_agg(r.to_at) as ends
                   from unnest(signs, starts, ends) r (sign, from_at, to_at)
                  group by 1, 2) r;
@@ -154,13 +158,12 @@ begin
             p.zone,
             case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.value)' else 'm.value' end,
             case when any_late or -1 = any (signs) then 'usage.signed(m.sign, m.secondary)' else 'm.secondary' end,
-            (select usage.measured_text(m.value, m.secondary, usage.signed_events_sql(
-                        signs || 1, starts || p.tail_from, ends || p.tail_to,
-                        case when any_late then p.late_from end, case when any_late then p.late_to end,
-                        (select string_agg(format('not (l.created_at >= %L::timestamptz and l.created_at < %L::timestamptz)', g.from_at, g.to_at), ' and ')
-                           from unnest(p.gap_from, p.gap_to) g (from_at, to_at)),
-                        collection, resource_type))
-               from usage.metric_sql() m));
+            usage.measured_text(metric.value, metric.secondary, usage.signed_events_sql(
+                signs || 1, starts || p.tail_from, ends || p.tail_to,
+                case when any_late then p.late_from end, case when any_late then p.late_to end,
+                (select string_agg(format('not (l.created_at >= %L::timestamptz and l.created_at < %L::timestamptz)', g.from_at, g.to_at), ' and ')
+                   from unnest(p.gap_from, p.gap_to) g (from_at, to_at)),
+                collection, resource_type)));
     end if;
     return arms;
 end $$;
