@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import psycopg
 import pytest
 
 from aggregator import migrations
@@ -33,13 +35,13 @@ def command(db: Database, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def await_blocked(db: Database) -> None:
-    """Wait until a session of ours waits for a lock of the test's."""
+def await_blocked(db: Database, blocker: psycopg.Connection[Any]) -> None:
+    """Wait until a session of ours waits for a lock of the test's, and not for one of another's of ours."""
     waiting = (
         "select count(*) from pg_stat_activity where datname = current_database()"
-        " and application_name like 'aggregator %' and wait_event_type = 'Lock'"
+        " and application_name like 'aggregator %%' and %s = any (pg_blocking_pids(pid))"
     )
-    until(lambda: db.scalar(waiting))
+    until(lambda: db.scalar(waiting, (blocker.info.backend_pid,)))
 
 
 def leases(db: Database) -> int:
@@ -68,7 +70,7 @@ def test_the_scheduler_ends_after_the_step(days: Database, arguments: tuple[str,
     )
     db.execute("select pg_advisory_lock(42)")
     with command(db, "schedule", *arguments) as process:
-        await_blocked(db)
+        await_blocked(db, db.connection)
         process.send_signal(signal.SIGTERM)
         assert leases(db) > 0
         assert process.poll() is None
@@ -95,7 +97,7 @@ def test_other_commands_end_at_once(days: Database, arguments: tuple[str, ...]) 
     blocker = db.connect(autocommit=False)
     blocker.execute(b"lock table usage.state in access exclusive mode")
     with command(db, *arguments) as process:
-        await_blocked(db)
+        await_blocked(db, blocker)
         process.send_signal(signal.SIGTERM)
         printed, told = process.communicate(timeout=60)
         assert (process.returncode, printed) == (143, "")
@@ -112,7 +114,7 @@ def test_migrate_ends_at_once(days: Database) -> None:
     reader = db.connect(autocommit=False)
     reader.execute(b"select * from usage.state")
     with command(db, "migrate") as process:
-        await_blocked(db)
+        await_blocked(db, reader)
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=60)
         assert (process.returncode, told) == (143, "aggregator: interrupted; what was committed stays good\n")
@@ -129,7 +131,7 @@ def test_ctrl_c(days: Database) -> None:
     blocker = db.connect(autocommit=False)
     blocker.execute(b"lock table usage.state in access exclusive mode")
     with command(db, "refresh") as process:
-        await_blocked(db)
+        await_blocked(db, blocker)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert (process.returncode, told) == (130, "aggregator: interrupted; what was committed stays good\n")
