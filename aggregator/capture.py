@@ -83,7 +83,7 @@ def attach(connection: Connection, settings: Settings) -> Attached:
         source = _resolve(connection, settings.source_table, "source")
         warnings = _check_source(connection, source, lookback=lookback_days is not None)
         titles = _title_table(connection, settings, warnings)
-        # This scan of two centuries of days takes a second, so it is not done under a lock.
+        # This scan of two centuries of days takes a quarter of a second, so it is not done under a lock.
         valid_from = _scalar(connection, SQL["zone_valid_from"], zone=settings.time_zone)
         _check_zone(connection, source, settings, valid_from)
 

@@ -80,10 +80,11 @@ select exists (select from pg_subscription_rel where srrelid = 'usage.late_chang
 
 -- zone_valid_from --
 -- The last first instant of a local day that has instants of that day before it: the local date ran backwards there.
--- Checked by the minute around each change of offset.
+-- Checked by the minute around each change of offset. The fence: else each start is worked out for each mention.
 select coalesce(max(c.starts)::text, '-infinity')
   from (select d.day::date as day, usage.day_start(d.day::date, %(zone)s) as starts
-          from generate_series(timestamp '1850-01-01', timestamp '2060-01-01', interval '1 day') d (day)) c,
+          from generate_series(timestamp '1850-01-01', timestamp '2060-01-01', interval '1 day') d (day)
+        offset 0) c,
        generate_series(1, 180) minute
  where (c.starts - interval '3 hours') at time zone %(zone)s + interval '3 hours' <> c.starts at time zone %(zone)s
    and usage.local_day(c.starts - make_interval(mins => minute), %(zone)s) >= c.day

@@ -61,21 +61,14 @@ def filled_templates(server: str, template: str) -> dict[Kind, str]:
 
 
 @pytest.fixture
-def filled_database(server: str, filled_templates: dict[Kind, str]) -> Iterator[Callable[[Kind], Database]]:
+def filled_database(copied_database: Any, filled_templates: dict[Kind, str]) -> Callable[[Kind], Database]:
     """A function that copies the filled database of a kind of source."""
-    made: list[Database] = []
 
     def make(kind: Kind) -> Database:
-        name = f"aggregator_filled_{os.getpid()}_{next(_numbers)}"
-        _administer(server, f"create database {name} template {filled_templates[kind]}")
-        database = Database(server, name, "UTC", _source_settings(kind))
-        made.append(database)
+        database: Database = copied_database(filled_templates[kind], "UTC", _source_settings(kind))
         return database
 
-    yield make
-    for database in made:
-        database.close()
-        _administer(server, f"drop database if exists {database.name} with (force)")
+    return make
 
 
 @pytest.fixture(params=["plain", "partitioned"])
