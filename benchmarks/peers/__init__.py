@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, LiteralString
 
+import psycopg
+
 from benchmarks.data import Database, Sample, Server
 from benchmarks.measure import Recorder
 from benchmarks.sql import load
@@ -33,9 +35,13 @@ class Peer:
         """Bring the rollup up to now."""
         self._run("refresh")
 
+    def ask(self, parameters: dict[str, object]) -> psycopg.Cursor[Any]:
+        """Ask for the sums by collection and resource type of whole days; return when they are at the client."""
+        return self.database.connection.execute(self.blocks["read"], parameters)
+
     def read(self, parameters: dict[str, object]) -> list[tuple[Any, ...]]:
-        """Return the sums by collection and resource type of whole days."""
-        return self.database.connection.execute(self.blocks["read"], parameters).fetchall()
+        """Return what is asked for."""
+        return self.ask(parameters).fetchall()
 
     def size(self) -> int:
         """Return the bytes of the rollup and its indexes."""
