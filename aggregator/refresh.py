@@ -40,6 +40,9 @@ sequence left behind."""
 _FILL_SECONDS = 30.0
 """For which a refresh fills the past of the hourly rollup at most; the next one goes on."""
 
+_LONGER = 8
+"""Times as many events in a step of several connections, at least: all but one rest while a step's last days are folded."""
+
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
 
@@ -469,9 +472,8 @@ def _step_end(connection: Connection, settings: Settings, state: fold.State, tar
     A step ends at a day's first instant where it can, so that no day's keys are folded twice.
     """
     bounds = {"from": state.frontier, "to": target}
-    row = connection.execute(
-        SQL["nth_event"], {**bounds, "zone": state.time_zone, "n": settings.step_events * settings.jobs}
-    ).fetchone()
+    events = settings.step_events * (max(settings.jobs, _LONGER) if settings.jobs > 1 else 1)
+    row = connection.execute(SQL["nth_event"], {**bounds, "zone": state.time_zone, "n": events}).fetchone()
     if row is None:
         return target, False
     instant, day_start, past, day_past = row

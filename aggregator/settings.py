@@ -64,7 +64,10 @@ class Settings(BaseSettings):
         description="With capture lookback: seconds that the frontier stays behind the clock, for writers to commit in.",
     )
     step_events: int = Field(
-        default=500_000, ge=1, le=_MOST_EVENTS, description="Events folded by one transaction, about."
+        default=500_000,
+        ge=1,
+        le=_MOST_EVENTS,
+        description="Events folded by one transaction, about; with several jobs eight times as many, or as many times as there are jobs.",
     )
     jobs: int = Field(
         default=1,

@@ -31,7 +31,7 @@ _AHEAD = 16
 _LOOK = 0.1
 """Seconds between looks at whether to go on."""
 
-Sums = list[bytes]
+Sums = bytes
 """One day's rows of ``pg_temp.delta``, as COPY sends them."""
 
 
@@ -102,8 +102,7 @@ def _copy_in(connection: Connection, ready: queue.Queue[Sums], failures: list[Ba
     except queue.Empty:
         return 0
     with connection.cursor().copy(SQL["copy_in"]) as copy:
-        for block in sums:
-            copy.write(block)
+        copy.write(sums)
     return 1
 
 
@@ -129,7 +128,7 @@ def _work(
                 except IndexError:
                     return
                 with connection.cursor().copy(sql.SQL(SQL["copy_out"]).format(day=day)) as copy:
-                    sums = [bytes(block) for block in copy]
+                    sums = b"".join(copy)
                 while not stop.is_set():
                     with contextlib.suppress(queue.Full):
                         ready.put(sums, timeout=_LOOK)
