@@ -1,6 +1,6 @@
 """Reads: each beside its raw query in one snapshot, and compared; and beside those of others, who are timed.
 
-Timed until all rows are at the client: what Python then makes of them is nobody's read, and takes 2 ms for 2,000 rows.
+Timed until all rows are at the client: what Python then makes of them is nobody's read, and takes 1.5 ms for 2,000 rows.
 """
 
 from __future__ import annotations
