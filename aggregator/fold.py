@@ -286,6 +286,18 @@ def _run(
     return connection.execute(sql.SQL(SQL[block]).format(**identifiers), parameters)
 
 
+def any_new_partition(connection: Connection) -> bool:
+    """Return whether events of a partition that nobody knows may have been read; then a repair under way begins anew.
+
+    To be asked after they were read: an ATTACH PARTITION does not wait for us.
+    """
+    row = connection.execute(SQL["any_new_partition"]).fetchone()
+    assert row is not None
+    if row[0]:
+        connection.execute(SQL["repair_anew"])
+    return bool(row[0])
+
+
 def distrust(connection: Connection, reason: str) -> None:
     """Turn trust off, in the caller's transaction; an earlier reason stays."""
     connection.execute(SQL["distrust"], {"reason": reason})

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from aggregator import fold
 from aggregator import sql as sql_files
@@ -126,6 +126,8 @@ def _fill_some(connection: Connection, settings: Settings, attached: fold.State)
             counted = connection.execute(SQL["counted"]).fetchone()
             assert counted is not None
             events = int(counted[0])
+            if fold.any_new_partition(connection):  # the next try sees a doubt
+                raise errors.SerializationFailure("a partition is new")
         connection.execute(SQL["set_since"], {"since": since})
         return Filled(events, since, not more), more
 

@@ -372,8 +372,8 @@ def _step(
             events, late, more = 0, _start_anew(connection), True
         else:
             events, late, more = _fold(connection, settings, run, state, target, workers)
-            # Afterwards: an ATTACH PARTITION does not wait for us, and its events may have been read.
-            if state.trusted and _scalar(connection, "any_new_partition"):
+            # Without trust as well: a repair may be under way.
+            if fold.any_new_partition(connection) and state.trusted:
                 raise _PartitionsChangedError
         if not connection.execute(SQL["record_step"], {"run": run.id, "events": events, "late": late}).rowcount:
             # Also if the sequence is past the target again: who wrote in between did not see it, and was not waited for.

@@ -40,6 +40,18 @@ update usage.state
    set trusted = false, distrust_reason = coalesce(distrust_reason, %(reason)s), repair_day = null
  where trusted or repair_day is not null
 
+-- any_new_partition --
+-- Or a child that is no partition. One that is half detached is none of the source's any more. Without triggers it makes no difference.
+select s.capture_mode is distinct from 'lookback'
+   and (exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
+        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not i.inhdetachpending and not s.fingerprint ? i.inhrelid::text))
+  from usage.state s
+
+-- repair_anew --
+-- A repair that does not know the partition has to begin anew: when that has left again the fingerprint is as before, and events
+-- of it would stay.
+update usage.state set repair_day = null where repair_day is not null
+
 -- measured --
 -- What to write in FROM for signed events.
 select usage.measured_sql(%(signs)s::integer[], %(starts)s::timestamptz[], %(ends)s::timestamptz[],

@@ -21,13 +21,6 @@ select f.key, f.value, c.relkind <> 'p', usage.is_rewritten(f.key::oid, f.value)
  where not s.fingerprint ? f.key
  order by c.oid
 
--- any_new_partition --
--- Or a child that is no partition. One that is half detached is none of the source's any more. Without triggers it makes no difference.
-select s.capture_mode is distinct from 'lookback'
-   and (exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
-        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not i.inhdetachpending and not s.fingerprint ? i.inhrelid::text))
-  from usage.state s
-
 -- partition_name --
 -- And how to read it; no row for one that is none of the source's any more.
 select quote_ident(n.nspname) || '.' || quote_ident(c.relname), usage.partition_rows(c.oid)

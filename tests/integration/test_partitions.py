@@ -7,7 +7,8 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from aggregator import refresh
+from aggregator import refresh, verify
+from aggregator.db import connect
 from tests.harness import Database, Hooked, snapshot, waits
 from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
 
@@ -147,3 +148,44 @@ def test_a_partition_is_made_for_every_step(partitioned: Database) -> None:
     if doubt(partitioned) is not None:
         assert partitioned.verify(repair=True).trusted
     settled(partitioned)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_partition_comes_and_goes_during_a_repair(
+    partitioned: Database, folded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fingerprint afterwards is that of before, but its events were read, by the repair or by a refresh: no trust."""
+    db = partitioned
+    bound = db.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_new'::regclass")
+    if folded:  # by a refresh that had looked before
+        db.execute(
+            "insert into public.events (resource_type, detail, created_at) values ('tts', '{\"characters\": 3}', now())"
+        )
+        monkeypatch.setattr(refresh, "_mend", lambda *_: [])
+    db.execute("alter table public.events detach partition public.events_new")
+    db.attach()
+    assert db.verify(repair=True).trusted
+    settled(db)
+    db.execute("update usage.state set trusted = false, distrust_reason = 'a test says so'")
+    chunks = db.verify().chunks
+    came, left, looked_at = False, False, 0
+
+    def between(progress: verify.VerifyProgress) -> None:
+        nonlocal came, left, looked_at
+        looked_at += 1
+        if not came and looked_at == (chunks if folded else 1):
+            db.execute(f"alter table public.events attach partition public.events_new {bound}")
+            came = True
+            if folded:
+                with connect(db.settings) as other:
+                    refresh.refresh(other, db.settings)
+        if came and not left and (folded or progress.differences):
+            db.execute("alter table public.events detach partition public.events_new")
+            left = True
+
+    result = db.verify(repair=True, progress=between)
+    assert left
+    db.compare()
+    assert not result.trusted
+    assert db.verify(repair=True).trusted
+    settled(db)

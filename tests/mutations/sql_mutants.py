@@ -112,7 +112,8 @@ MUTANTS = [
     Mutant("after a TRUNCATE sealed late changes go", "refresh.drop_unsealed_late", " where l.created_at >= s.sealed_until", "", f"{PURGE} {CAPTURE} integration/test_attach.py"),
     Mutant("a TRUNCATE hides a gap", "refresh.believe_anew", "and usage.fingerprint_doubt() is null", "", f"{TRUST}::test_truncate_leaves_other_doubts",
            "a gap keeps telling, or is noted by the next step, before it commits"),
-    Mutant("no partition is new", "refresh.any_new_partition", "and (exists", "and false and (exists", f"{TRUST} integration/test_partitions.py"),
+    Mutant("no partition is new", "fold.any_new_partition", "and (exists", "and false and (exists", f"{TRUST} integration/test_partitions.py"),
+    Mutant("a repair goes on over a partition that it does not know", "fold.repair_anew", "where repair_day is not null", "where false", "integration/test_partitions.py"),
     Mutant("no partition is gone", "refresh.any_gone", "l.leaf is not null", "false", f"{TRUST} integration/test_partitions.py"),
     # The frontier: only upwards, and all who wrote before are waited for.
     Mutant("the frontier follows the clock back", "frontier.advance", "           pg_sequence_last_value('usage.frontier_seq'),\n", "", REFRESH),
