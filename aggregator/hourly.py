@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from psycopg import errors, sql
+from psycopg import sql
 
 from aggregator import fold
 from aggregator import sql as sql_files
@@ -69,6 +69,10 @@ def turn_off(connection: Connection) -> bool:
     return fold.with_retries(once)
 
 
+class _NewPartitionError(Exception):
+    """A partition, be it empty, that a refresh has to look at before hours are filled."""
+
+
 def fill(
     connection: Connection,
     settings: Settings,
@@ -85,9 +89,13 @@ def fill(
     attached = fold.attached(connection)
     deadline = time.monotonic() + seconds
     events = 0
+    filled = Filled(0, attached.hourly_since, False)
     while True:
         check()
-        step, more = fold.with_retries(lambda: _fill_some(connection, settings, attached), check)
+        try:
+            step, more = fold.with_retries(lambda: _fill_some(connection, settings, attached), check)
+        except _NewPartitionError:
+            return filled
         events += step.events
         filled = Filled(events, step.since, step.done)
         if not more or time.monotonic() >= deadline:
@@ -126,8 +134,8 @@ def _fill_some(connection: Connection, settings: Settings, attached: fold.State)
             counted = connection.execute(SQL["counted"]).fetchone()
             assert counted is not None
             events = int(counted[0])
-            if fold.any_new_partition(connection):  # the next try sees a doubt
-                raise errors.SerializationFailure("a partition is new")
+            if fold.any_new_partition(connection):
+                raise _NewPartitionError
         connection.execute(SQL["set_since"], {"since": since})
         return Filled(events, since, not more), more
 

@@ -326,7 +326,6 @@ def _verify_chunk(
         if repair:
             connection.execute(SQL["forget_leaves"], {"start": start, "end": end})
             connection.execute(SQL["note_days"], days)
-        if repair:
             fold.any_new_partition(connection)
         if run is not None:
             connection.execute(SQL["repaired_until"], {"to": day_to, "run": run})

@@ -7,7 +7,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from aggregator import refresh, verify
+from aggregator import hourly, refresh, verify
 from aggregator.db import connect
 from tests.harness import Database, Hooked, snapshot, waits
 from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
@@ -188,4 +188,16 @@ def test_a_partition_comes_and_goes_during_a_repair(
     db.compare()
     assert not result.trusted
     assert db.verify(repair=True).trusted
+    settled(db)
+
+
+def test_hours_are_filled_after_a_refresh_has_seen_a_new_partition(partitioned: Database) -> None:
+    """Be it empty: until then a fill ends with nothing done, at once."""
+    db = partitioned
+    db.days_only()
+    db.execute("select public.add_partition('events_next', -30, -60)")
+    hourly.turn_on(db.own)
+    assert not hourly.fill(db.own, db.settings).done
+    settled(db)
+    assert hourly.fill(db.own, db.settings).done
     settled(db)
