@@ -191,6 +191,32 @@ def test_a_partition_comes_and_goes_during_a_repair(
     settled(db)
 
 
+def test_a_partition_comes_and_goes_during_a_fill(partitioned: Database) -> None:
+    """As during a repair: what was read of it is not kept, though the fingerprint tells nothing afterwards."""
+    db = partitioned
+    bound = db.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_new'::regclass")
+    db.execute("alter table public.events detach partition public.events_new")
+    db.days_only()
+    db.attach()
+    assert db.verify(repair=True).trusted
+    hourly.turn_on(db.own)
+    host = db.connect()
+
+    def come() -> None:  # after the fill has asked for doubts
+        host.execute(f"alter table public.events attach partition public.events_new {bound}".encode())
+
+    hooks = {hourly.SQL["newest"]: come}
+    filled = hourly.fill(Hooked(db.own, hooks), db.settings)  # type: ignore[arg-type]
+    assert not hooks
+    db.compare()
+    db.execute("alter table public.events detach partition public.events_new")
+    hours = [str(db.scalar("select (now() - make_interval(hours => %s))::text", (120 + 3 * n,))) for n in range(8)]
+    db.compare([(hour, None, None) for hour in hours])
+    assert not filled.done
+    assert hourly.fill(db.own, db.settings).done
+    settled(db)
+
+
 def test_hours_are_filled_after_a_refresh_has_seen_a_new_partition(partitioned: Database) -> None:
     """Be it empty: until then a fill ends with nothing done, at once."""
     db = partitioned
