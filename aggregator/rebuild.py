@@ -18,6 +18,8 @@ SQL = sql_files.load("rebuild")
 _TRIES = 20
 """Of putting the frontier back, against refreshes that still aim at the old one."""
 
+_CHANGED = "the frontier was reset while partitions, or the starts of days, had changed: run aggregator verify --repair"
+
 _READERS = 0.5
 """Seconds for which one try to lock out readers waits, with new ones behind it."""
 
@@ -75,10 +77,7 @@ def _lower_row(connection: Connection, attached: fold.State) -> int:
         assert row is not None
         if row[0]:
             # What is taken out is then not what was put in, and the late changes that tell may go with it.
-            fold.distrust(
-                connection,
-                "the frontier was reset while partitions, or the starts of days, had changed: run aggregator verify --repair",
-            )
+            fold.distrust(connection, _CHANGED)
         row = connection.execute(SQL["target"]).fetchone()
         assert row is not None
         target, beyond = row
@@ -89,6 +88,8 @@ def _lower_row(connection: Connection, attached: fold.State) -> int:
         measured = fold.measured(connection, beyond_it, sign=-1, late=beyond_it)
         connection.execute(sql.SQL(SQL["take_out"]).format(measured=measured, **state.hour), {"zone": state.time_zone})
         taken_out = -fold.apply_delta(connection, derive=True, hourly=state.hourly_since is not None)
+        if fold.any_new_partition(connection):  # it came since, and its events were not put in either
+            fold.distrust(connection, _CHANGED)
         connection.execute(SQL["drop_tail_changes"], {"from": target})
         connection.execute(SQL["set_frontier"], {"frontier": target})
         return taken_out

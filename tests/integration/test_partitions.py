@@ -7,7 +7,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from aggregator import hourly, refresh, verify
+from aggregator import fold, hourly, rebuild, refresh, verify
 from aggregator.db import connect
 from tests.harness import Database, Hooked, snapshot, waits
 from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
@@ -214,6 +214,31 @@ def test_a_partition_comes_and_goes_during_a_fill(partitioned: Database) -> None
     db.compare([(hour, None, None) for hour in hours])
     assert not filled.done
     assert hourly.fill(db.own, db.settings).done
+    settled(db)
+
+
+def test_a_partition_comes_and_goes_during_a_reset_of_the_frontier(partitioned: Database) -> None:
+    """As during a repair: what was taken out of the rollups for its events was never in them."""
+    db = partitioned
+    bound = db.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_new'::regclass")
+    db.execute("insert into public.events (resource_type, created_at) values ('ai', now() + interval '1 day')")
+    db.execute("alter table public.events detach partition public.events_new")
+    db.attach()
+    assert db.verify(repair=True).trusted
+    db.execute("select setval('usage.frontier_seq', (extract(epoch from timestamptz '2099-01-01') * 1e6)::bigint)")
+    settled(db)
+    host = db.connect()
+
+    def come() -> None:  # after the reset has asked for doubts
+        host.execute(f"alter table public.events attach partition public.events_new {bound}".encode())
+
+    hooks = {fold.SQL["create_delta"]: come}
+    rebuild.reset_frontier(Hooked(db.own, hooks))  # type: ignore[arg-type]
+    assert not hooks
+    db.compare()
+    db.execute("alter table public.events detach partition public.events_new")
+    db.compare()
+    assert db.verify(repair=True).trusted
     settled(db)
 
 
