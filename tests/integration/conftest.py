@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from tests.harness import Database
 from tests.integration.sources import PARTITIONED, PARTITIONED_DDL, Kind, fill
 
 _numbers = itertools.count()
+
+_FRESH = 600.0
+"""Seconds for which a filled template is copied."""
 
 
 def _source_settings(kind: Kind) -> dict[str, Any]:
@@ -43,29 +47,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def filled_templates(server: str, template: str) -> dict[Kind, str]:
-    """A database for each kind of source: attached, filled and refreshed. Copies keep oids and files, so also trust."""
-    names: dict[Kind, str] = {}
-    kinds: tuple[Kind, ...] = ("plain", "partitioned")
-    for kind in kinds:
-        names[kind] = f"aggregator_filled_{kind}_{os.getpid()}"
-        _administer(server, f"create database {names[kind]} template {template}")
-        db = Database(server, names[kind], "UTC", _source_settings(kind))
-        if kind == "partitioned":
-            db.execute(PARTITIONED_DDL)
-        db.attach()
-        fill(db)
-        db.refresh()
-        db.close()
-    return names
+def filled_template(server: str, template: str) -> Callable[[Kind], str]:
+    """A function that names a database to copy for a kind of source. Copies keep oids and files, so also trust.
+
+    It is made anew from time to time: a frontier that is half an hour old is no healthy one.
+    """
+    made: dict[Kind, tuple[str, float]] = {}
+
+    def name_of(kind: Kind) -> str:
+        name, until = made.get(kind, ("", 0.0))
+        if time.monotonic() >= until:
+            if name:
+                _administer(server, f"drop database {name}")
+            name = f"aggregator_filled_{kind}_{os.getpid()}_{next(_numbers)}"
+            _administer(server, f"create database {name} template {template}")
+            db = Database(server, name, "UTC", _source_settings(kind))
+            if kind == "partitioned":
+                db.execute(PARTITIONED_DDL)
+            db.attach()
+            fill(db)
+            db.refresh()
+            db.close()
+            made[kind] = name, time.monotonic() + _FRESH
+        return name
+
+    return name_of
 
 
 @pytest.fixture
-def filled_database(copied_database: Any, filled_templates: dict[Kind, str]) -> Callable[[Kind], Database]:
+def filled_database(copied_database: Any, filled_template: Callable[[Kind], str]) -> Callable[[Kind], Database]:
     """A function that copies the filled database of a kind of source."""
 
     def make(kind: Kind) -> Database:
-        database: Database = copied_database(filled_templates[kind], "UTC", _source_settings(kind))
+        database: Database = copied_database(filled_template(kind), "UTC", _source_settings(kind))
         return database
 
     return make

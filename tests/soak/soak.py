@@ -332,7 +332,7 @@ class Soak:
             kept: Kept | None = None
             number = self._first_round
             try:
-                while time.monotonic() - began < self._seconds:
+                while not report.rounds or time.monotonic() - began < self._seconds:  # to start may take longer
                     if kept is None:
                         kept = Kept(self._new(server, f"kept_{number}", kept=True), report, report.seed + number)
                         kept.start()
