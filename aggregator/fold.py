@@ -40,6 +40,10 @@ Range = tuple[str, str]
 Result = TypeVar("Result")
 
 
+class PartitionsChangedError(Exception):
+    """Events of a partition that the fingerprint does not know were read, or late changes of one gone: undone, not a user's error."""
+
+
 class NotAttachedError(AggregatorError):
     """Nothing is attached."""
 
@@ -286,8 +290,8 @@ def _run(
     return connection.execute(sql.SQL(SQL[block]).format(**identifiers), parameters)
 
 
-def any_new_partition(connection: Connection) -> bool:
-    """Return whether events of a partition that nobody knows may have been read; then a repair under way begins anew.
+def notice_new_partition(connection: Connection) -> bool:
+    """Return whether events of a partition that nobody knows may have been read; if so, a repair under way begins anew.
 
     To be asked after they were read: an ATTACH PARTITION does not wait for us.
     """

@@ -69,10 +69,6 @@ def turn_off(connection: Connection) -> bool:
     return fold.with_retries(once)
 
 
-class _NewPartitionError(Exception):
-    """A partition, be it empty, that a refresh has to look at before hours are filled."""
-
-
 def fill(
     connection: Connection,
     settings: Settings,
@@ -94,7 +90,7 @@ def fill(
         check()
         try:
             step, more = fold.with_retries(lambda: _fill_some(connection, settings, attached), check)
-        except _NewPartitionError:
+        except fold.PartitionsChangedError:  # a refresh has to look at it first, be it empty
             return filled
         events += step.events
         filled = Filled(events, step.since, step.done)
@@ -134,8 +130,8 @@ def _fill_some(connection: Connection, settings: Settings, attached: fold.State)
             counted = connection.execute(SQL["counted"]).fetchone()
             assert counted is not None
             events = int(counted[0])
-            if fold.any_new_partition(connection):
-                raise _NewPartitionError
+            if fold.notice_new_partition(connection):
+                raise fold.PartitionsChangedError
         connection.execute(SQL["set_since"], {"since": since})
         return Filled(events, since, not more), more
 

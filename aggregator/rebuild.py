@@ -88,7 +88,7 @@ def _lower_row(connection: Connection, attached: fold.State) -> int:
         measured = fold.measured(connection, beyond_it, sign=-1, late=beyond_it)
         connection.execute(sql.SQL(SQL["take_out"]).format(measured=measured, **state.hour), {"zone": state.time_zone})
         taken_out = -fold.apply_delta(connection, derive=True, hourly=state.hourly_since is not None)
-        if fold.any_new_partition(connection):  # it came since, and its events were not put in either
+        if fold.notice_new_partition(connection):  # it came since, and its events were not put in either
             fold.distrust(connection, _CHANGED)
         connection.execute(SQL["drop_tail_changes"], {"from": target})
         connection.execute(SQL["set_frontier"], {"frontier": target})

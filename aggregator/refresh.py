@@ -47,10 +47,6 @@ _MENDS = 20
 """Of new partitions in a row, between two steps."""
 
 
-class _PartitionsChangedError(Exception):
-    """A step read events of a partition that the fingerprint does not know, or late changes of one gone; it is undone."""
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a refresh is: ``events`` folded of about ``expected``; the frontier as ISO text, or ``-infinity``."""
@@ -347,7 +343,7 @@ def _fold_up_to(
                     check,
                 )
                 mends = 0
-            except _PartitionsChangedError as exc:
+            except fold.PartitionsChangedError as exc:
                 if run.waited_for:
                     return [*notes, "a partition is new: late changes are folded when no writer is open for too long"]
                 mends += 1
@@ -373,8 +369,8 @@ def _step(
         else:
             events, late, more = _fold(connection, settings, run, state, target, workers)
             # Without trust as well: a repair may be under way.
-            if fold.any_new_partition(connection) and state.trusted:
-                raise _PartitionsChangedError
+            if fold.notice_new_partition(connection) and state.trusted:
+                raise fold.PartitionsChangedError
         if not connection.execute(SQL["record_step"], {"run": run.id, "events": events, "late": late}).rowcount:
             # Also if the sequence is past the target again: who wrote in between did not see it, and was not waited for.
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
@@ -456,7 +452,7 @@ def _claim_late(connection: Connection, settings: Settings, state: fold.State) -
         )
     limit = _scalar(connection, "late_limit", frontier=state.frontier, n=settings.step_events)
     if state.trusted and _scalar(connection, "any_gone", limit=limit):
-        raise _PartitionsChangedError
+        raise fold.PartitionsChangedError
     for sign, reason in ((1, "late"), (-1, "deleted")):
         measured = fold.measured(connection, late=("-infinity", limit), late_sign=sign)
         connection.execute(

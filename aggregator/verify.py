@@ -326,7 +326,7 @@ def _verify_chunk(
         if repair:
             connection.execute(SQL["forget_leaves"], {"start": start, "end": end})
             connection.execute(SQL["note_days"], days)
-            fold.any_new_partition(connection)
+            fold.notice_new_partition(connection)
         if run is not None:
             connection.execute(SQL["repaired_until"], {"to": day_to, "run": run})
         connection.execute(SQL["record"], {**days, "differences": count, "repaired": repair})

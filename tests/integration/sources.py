@@ -60,6 +60,11 @@ def run(db: Database, script: str) -> None:
     db.execute(script.replace("{source}", db.source))
 
 
+def bound(db: Database, partition: str) -> str:
+    """Return the bounds of a partition, to attach it again with."""
+    return str(db.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = %s::regclass", (partition,)))
+
+
 def pending(db: Database) -> int:
     """Return how many late changes wait."""
     return int(db.scalar("select count(*) from usage.late_change"))

@@ -10,7 +10,7 @@ import pytest
 from aggregator import fold, hourly, rebuild, refresh, verify
 from aggregator.db import connect
 from tests.harness import Database, Hooked, snapshot, waits
-from tests.integration.sources import Background, await_true, doubt, fill, pending, run, settled
+from tests.integration.sources import Background, await_true, bound, doubt, fill, pending, run, settled
 
 DETACH = "alter table public.events detach partition public.events_old"
 HOWS = {"detach": DETACH, "concurrently": f"{DETACH} concurrently", "drop": "drop table public.events_old"}
@@ -150,21 +150,30 @@ def test_a_partition_is_made_for_every_step(partitioned: Database) -> None:
     settled(partitioned)
 
 
+LEAVE = "alter table public.events detach partition public.events_new"
+
+
+def without(db: Database) -> str:
+    """Take a partition away, follow it, and return the statement that brings it back."""
+    come = f"alter table public.events attach partition public.events_new {bound(db, 'public.events_new')}"
+    db.execute(LEAVE)
+    db.attach()
+    assert db.verify(repair=True).trusted
+    return come
+
+
 @pytest.mark.parametrize("folded", [False, True])
 def test_a_partition_comes_and_goes_during_a_repair(
     partitioned: Database, folded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fingerprint afterwards is that of before, but its events were read, by the repair or by a refresh: no trust."""
     db = partitioned
-    bound = db.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_new'::regclass")
     if folded:  # by a refresh that had looked before
         db.execute(
             "insert into public.events (resource_type, detail, created_at) values ('tts', '{\"characters\": 3}', now())"
         )
         monkeypatch.setattr(refresh, "_mend", lambda *_: [])
-    db.execute("alter table public.events detach partition public.events_new")
-    db.attach()
-    assert db.verify(repair=True).trusted
+    come = without(db)
     settled(db)
     db.execute("update usage.state set trusted = false, distrust_reason = 'a test says so'")
     chunks = db.verify().chunks
@@ -174,13 +183,13 @@ def test_a_partition_comes_and_goes_during_a_repair(
         nonlocal came, left, looked_at
         looked_at += 1
         if not came and looked_at == (chunks if folded else 1):
-            db.execute(f"alter table public.events attach partition public.events_new {bound}")
+            db.execute(come)
             came = True
             if folded:
                 with connect(db.settings) as other:
                     refresh.refresh(other, db.settings)
         if came and not left and (folded or progress.differences):
-            db.execute("alter table public.events detach partition public.events_new")
+            db.execute(LEAVE)
             left = True
 
     result = db.verify(repair=True, progress=between)
@@ -194,22 +203,14 @@ def test_a_partition_comes_and_goes_during_a_repair(
 def test_a_partition_comes_and_goes_during_a_fill(partitioned: Database) -> None:
     """As during a repair: what was read of it is not kept, though the fingerprint tells nothing afterwards."""
     db = partitioned
-    bound = db.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_new'::regclass")
-    db.execute("alter table public.events detach partition public.events_new")
     db.days_only()
-    db.attach()
-    assert db.verify(repair=True).trusted
+    come = without(db)
     hourly.turn_on(db.own)
-    host = db.connect()
-
-    def come() -> None:  # after the fill has asked for doubts
-        host.execute(f"alter table public.events attach partition public.events_new {bound}".encode())
-
-    hooks = {hourly.SQL["newest"]: come}
+    hooks = {hourly.SQL["newest"]: lambda: db.execute(come)}  # after the fill has asked for doubts
     filled = hourly.fill(Hooked(db.own, hooks), db.settings)  # type: ignore[arg-type]
     assert not hooks
     db.compare()
-    db.execute("alter table public.events detach partition public.events_new")
+    db.execute(LEAVE)
     hours = [str(db.scalar("select (now() - make_interval(hours => %s))::text", (120 + 3 * n,))) for n in range(8)]
     db.compare([(hour, None, None) for hour in hours])
     assert not filled.done
@@ -220,23 +221,15 @@ def test_a_partition_comes_and_goes_during_a_fill(partitioned: Database) -> None
 def test_a_partition_comes_and_goes_during_a_reset_of_the_frontier(partitioned: Database) -> None:
     """As during a repair: what was taken out of the rollups for its events was never in them."""
     db = partitioned
-    bound = db.scalar("select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_new'::regclass")
     db.execute("insert into public.events (resource_type, created_at) values ('ai', now() + interval '1 day')")
-    db.execute("alter table public.events detach partition public.events_new")
-    db.attach()
-    assert db.verify(repair=True).trusted
+    come = without(db)
     db.execute("select setval('usage.frontier_seq', (extract(epoch from timestamptz '2099-01-01') * 1e6)::bigint)")
     settled(db)
-    host = db.connect()
-
-    def come() -> None:  # after the reset has asked for doubts
-        host.execute(f"alter table public.events attach partition public.events_new {bound}".encode())
-
-    hooks = {fold.SQL["create_delta"]: come}
+    hooks = {fold.SQL["create_delta"]: lambda: db.execute(come)}  # after the reset has asked for doubts
     rebuild.reset_frontier(Hooked(db.own, hooks))  # type: ignore[arg-type]
     assert not hooks
     db.compare()
-    db.execute("alter table public.events detach partition public.events_new")
+    db.execute(LEAVE)
     db.compare()
     assert db.verify(repair=True).trusted
     settled(db)

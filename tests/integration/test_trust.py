@@ -12,7 +12,7 @@ from aggregator.db import connect
 from aggregator.errors import AggregatorError, Stopped
 from aggregator.status import read_status
 from tests.harness import Database, Hooked, some
-from tests.integration.sources import EVENTS, doubt, fill, pending, run, settled
+from tests.integration.sources import EVENTS, bound, doubt, fill, pending, run, settled
 
 UNSEEN = (
     "delete from {source} where note like 'event 1%'; update {source} set resource_type = 'cas' where note like 'event 2%';"
@@ -257,12 +257,10 @@ def test_partition_gone(partitioned: Database, how: str) -> None:
 
 def test_partition_detached_and_attached_again(partitioned: Database) -> None:
     """A partition that was away while its rows changed is recognised when it is back."""
-    bound = partitioned.scalar(
-        "select pg_get_expr(relpartbound, oid) from pg_class where oid = 'public.events_old'::regclass"
-    )
+    back = f"alter table public.events attach partition public.events_old {bound(partitioned, 'public.events_old')}"
     partitioned.execute("alter table public.events detach partition public.events_old")
     partitioned.execute("delete from public.events_old where id % 2 = 0")
-    partitioned.execute(f"alter table public.events attach partition public.events_old {bound}")
+    partitioned.execute(back)
     assert doubt(partitioned) is not None
     settled(partitioned, trusted=False)
     _repair(partitioned)
