@@ -36,6 +36,9 @@ _ENDED = (errors.UndefinedObject, errors.ObjectNotInPrerequisiteState)
 """Somebody else ends a prepared transaction, or did."""
 _OTHER_ZONES = ("Asia/Kolkata", "America/Havana")
 
+PATIENCE = 60.0
+"""Seconds that a run is given beyond its time until each of its roles has done something."""
+
 OPERATOR = "aggregator operator"
 """The session that attaches again, and repairs."""
 DDL = "the host's DDL"
@@ -78,7 +81,7 @@ class Stress:
         self.settle()
 
     def work(self, seconds: float, writers: int = 4, refreshers: int = 3, readers: int = 2) -> None:
-        """Work for some seconds; raise the first failure of any thread."""
+        """Work for some seconds, longer where a slow machine has not done everything once; raise the first failure of any thread."""
         roles: list[Callable[[random.Random], None]] = [
             *[self._write] * writers, *[self._refresh] * refreshers, *[self._read] * readers,
         ]  # fmt: skip
@@ -97,13 +100,26 @@ class Stress:
         ]
         for thread in threads:
             thread.start()
+        deadline = time.monotonic() + seconds + PATIENCE
         self.stop.wait(seconds)
+        while self._not_done() and time.monotonic() < deadline and not self.stop.wait(0.1):
+            pass
         self.stop.set()
         for thread in threads:
             thread.join(60)
             assert not thread.is_alive(), "a thread hangs: somebody blocks"
         if self.failures:
             raise self.failures[0]
+        assert not self._not_done(), f"in {seconds + PATIENCE} s nobody did: {', '.join(self._not_done())}"
+
+    def _not_done(self) -> list[str]:
+        """Return what no role has done yet: a run without it would show nothing."""
+        expected = ["transactions", "events written", "refreshes", "events folded", "comparisons"]
+        if self.ddl:
+            expected += ["ddl"]
+        if self.hours:
+            expected += ["turned on", "turned off", "comparisons with hours"]
+        return [what for what in expected if not self.counts[what]]
 
     def settle(self) -> None:
         """Compare once more at rest, and after a refresh; put right what an operator would have to."""

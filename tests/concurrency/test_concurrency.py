@@ -1,4 +1,7 @@
-"""Writers, refreshers and readers at once. AGGREGATOR_STRESS_ROUNDS makes it long, for a run by hand."""
+"""Writers, refreshers and readers at once. AGGREGATOR_STRESS_ROUNDS makes it long, for a run by hand.
+
+A run in which one of them did nothing fails by itself.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,6 @@ def test_many_short_runs(new_database: Any, ddl: bool) -> None:
         counts += stress.counts
         db.close()
     print(dict(counts))
-    assert counts["comparisons"] > 0
-    assert counts["refreshes"] > 0
-    assert counts["transactions"] > 0
 
 
 @pytest.mark.parametrize("zone", some(["Asia/Kathmandu", "UTC"], 2))
@@ -45,7 +45,6 @@ def test_hours_are_turned_on_and_off(new_database: Any, zone: str) -> None:
         counts += stress.counts
         db.close()
     print(dict(counts))
-    assert min(counts[what] for what in ("comparisons with hours", "refreshes", "turned on", "turned off")) > 0
 
 
 @pytest.mark.parametrize("hours", some([True, False], 2), ids=["hours", "days"])
@@ -61,4 +60,4 @@ def test_partitions_come_and_go(new_database: Any, hours: bool) -> None:
         counts += stress.counts
         db.close()
     print(dict(counts))
-    assert min(counts[what] for what in ("comparisons", "refreshes", "transactions", "ddl", "repairs")) > 0
+    assert counts["repairs"] > 0

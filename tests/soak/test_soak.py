@@ -11,20 +11,12 @@ from tests.soak.__main__ import table
 
 
 def test_a_short_soak() -> None:
-    """Two rounds with faults: no difference, nobody hangs, no writer waits for us, and the report says what was done."""
+    """A round or two with faults: no difference, nobody hangs, no writer waits for us, and the report says what was done."""
     report = soak.Soak(8, 1, round_seconds=5).run()
     text = io.StringIO()
     Console(file=text, width=120).print(table(report))
     print(text.getvalue())
     assert report.failures == []
-    assert report.rounds >= 1
-    for what in (
-        "transactions",
-        "events written",
-        "refreshes",
-        "events folded",
-        "snapshots compared",
-    ):
-        assert report.counts[what] > 0, what
+    assert report.rounds >= 1  # a round in which somebody did nothing is a failure
     assert report.probes > 0
     assert "differences and failures" in text.getvalue()
