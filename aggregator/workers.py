@@ -14,7 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from psycopg import IsolationLevel, sql
+from psycopg import IsolationLevel, errors, sql
+from psycopg.pq import ExecStatus
 
 from aggregator import sql as sql_files
 from aggregator.db import Connection, connect, transaction
@@ -31,7 +32,7 @@ _AHEAD = 16
 _LOOK = 0.1
 """Seconds between looks at whether to go on."""
 
-Sums = bytes
+Sums = bytearray
 """One day's rows of ``pg_temp.delta``, as COPY sends them."""
 
 
@@ -93,6 +94,25 @@ def _add_one(connection: Connection, waiting: deque[sql.Composable]) -> int:
     return 1
 
 
+def _copy_out(connection: Connection, day: sql.Composable) -> Sums:
+    """Return one day's sums.
+
+    Those rows that have arrived are taken from libpq, for ``read`` takes four times as long as that, and a build has millions.
+    """
+    sums = bytearray()
+    with connection.cursor().copy(sql.SQL(SQL["copy_out"]).format(day=day)) as copy:
+        while row := copy.read():
+            sums += row
+            while (arrived := connection.pgconn.get_copy_data(1))[0] > 0:
+                sums += arrived[1]
+            if arrived[0] < 0:
+                break
+    while (result := connection.pgconn.get_result()) is not None:
+        if result.status != ExecStatus.COMMAND_OK:
+            raise errors.error_from_result(result)
+    return sums
+
+
 def _copy_in(connection: Connection, ready: queue.Queue[Sums], failures: list[BaseException], *, wait: bool) -> int:
     """Copy one day's sums in; return 0 if there is none yet."""
     if failures:
@@ -127,8 +147,7 @@ def _work(
                     day = waiting.popleft()
                 except IndexError:
                     return
-                with connection.cursor().copy(sql.SQL(SQL["copy_out"]).format(day=day)) as copy:
-                    sums = b"".join(copy)
+                sums = _copy_out(connection, day)
                 while not stop.is_set():
                     with contextlib.suppress(queue.Full):
                         ready.put(sums, timeout=_LOOK)

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import errors
 
 from aggregator import hourly, metrics, rebuild, workers
 from aggregator.errors import AggregatorError
@@ -141,6 +142,30 @@ def test_a_worker_that_dies_undoes_the_step(filled: Database, once: Any) -> None
     assert filled.refresh().status == "done"
     filled.compare()
     assert filled.verify().differences == 0
+
+
+@pytest.mark.usefixtures("workers_alone")
+@pytest.mark.parametrize("rows", [0, 1, 5000], ids="after {} rows".format)
+def test_a_worker_whose_query_fails_midway(filled: Database, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """What it has sent until then is no day's sums: the refresh fails with what the server said, and the next one goes on."""
+    with monkeypatch.context() as patch:
+        rows_that_fail = f"select d.* from ({{day}}) d, generate_series(0, {rows}) n where 1 / ({rows} - n) >= 0"
+        patch.setitem(workers.SQL, "copy_out", f"copy ({rows_that_fail}) to stdout (format binary)")
+        with pytest.raises(errors.DivisionByZero, match="division by zero"):
+            filled.refresh()
+    assert filled.scalar("select count(*) from usage.daily") == 0
+    filled.compare()
+    assert filled.refresh().events == 3000
+    filled.compare()
+
+
+@pytest.mark.usefixtures("workers_alone")
+def test_a_day_without_rows(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which a worker sends a header only."""
+    monkeypatch.setitem(
+        workers.SQL, "copy_out", "copy (select d.* from ({day}) d where false) to stdout (format binary)"
+    )
+    assert filled.refresh().events == 0
 
 
 @pytest.mark.parametrize("slow", ["before", "after"])
