@@ -293,13 +293,25 @@ def _run(
 def notice_new_partition(connection: Connection) -> bool:
     """Return whether events of a partition that nobody knows may have been read; if so, a repair under way begins anew.
 
-    To be asked after they were read: an ATTACH PARTITION does not wait for us.
+    To be asked after they were read: an ATTACH PARTITION does not wait for us. What was read stays until we commit.
     """
     row = connection.execute(SQL["any_new_partition"]).fetchone()
     assert row is not None
-    if row[0]:
+    found, table = row
+    if found or (table is not None and _has_children(connection, table)):
         connection.execute(SQL["repair_anew"])
-    return bool(row[0])
+        return True
+    return False
+
+
+def _has_children(connection: Connection, table: str) -> bool:
+    """Return whether the planner, who looks at once, reads tables that inherit from one that is not partitioned."""
+    row = connection.execute(sql.SQL(SQL["explain"]).format(source=sql.SQL(table))).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    while plan["Node Type"].startswith("Gather"):
+        plan = plan["Plans"][0]
+    return bool(plan["Node Type"].endswith("Append"))
 
 
 def distrust(connection: Connection, reason: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from psycopg import IsolationLevel, errors, sql
 from psycopg.pq import ExecStatus
 
+from aggregator import fold
 from aggregator import sql as sql_files
 from aggregator.db import Connection, connect, transaction
 from aggregator.settings import Settings
@@ -68,6 +69,8 @@ class Workers:
                     copied += _copy_in(connection, ready, failures, wait=not waiting) or _add_one(connection, waiting)
                 left -= copied
                 yield copied
+            # A child that only workers have read could leave when they have ended, before it is looked for.
+            connection.execute(sql.SQL(fold.SQL["lock_source"]).format(source=sql.SQL(source)))
         finally:
             stop.set()
             for worker, thread in zip(self._connections, threads, strict=True):
@@ -146,6 +149,7 @@ def _work(
                 try:
                     day = waiting.popleft()
                 except IndexError:
+                    stop.wait()  # with the locks on what was read
                     return
                 sums = _copy_out(connection, day)
                 while not stop.is_set():

@@ -42,10 +42,15 @@ update usage.state
 
 -- any_new_partition --
 -- Or a child that is no partition. One that is half detached is none of the source's any more. Without triggers it makes no difference.
+-- And what is to be explained: pg_inherits is read in this snapshot, and only partitions have a function that looks at once.
 select s.capture_mode is distinct from 'lookback'
    and (exists (select from pg_partition_tree(to_regclass(s.source)) t where not s.fingerprint ? t.relid::oid::text)
-        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not i.inhdetachpending and not s.fingerprint ? i.inhrelid::text))
+        or exists (select from pg_inherits i where i.inhparent = s.source_oid and not i.inhdetachpending and not s.fingerprint ? i.inhrelid::text)),
+       (select s.source from pg_class c where c.oid = s.source_oid and c.relkind = 'r' and s.capture_mode is distinct from 'lookback')
   from usage.state s
+
+-- explain --
+explain (format json) select from {source}
 
 -- repair_anew --
 -- A repair that does not know the partition has to begin anew: when that has left again the fingerprint is as before, and events

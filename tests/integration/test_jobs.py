@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from aggregator import hourly, metrics, rebuild, workers
+from aggregator import hourly, metrics, rebuild, refresh, workers
 from aggregator.errors import AggregatorError
 from aggregator.metrics import Metric
 from tests.harness import Database, Mismatch, waits
@@ -142,6 +143,52 @@ def test_a_worker_that_dies_undoes_the_step(filled: Database, once: Any) -> None
     assert filled.refresh().status == "done"
     filled.compare()
     assert filled.verify().differences == 0
+
+
+@pytest.mark.usefixtures("workers_alone")
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_child_that_comes_and_goes_within_a_step(
+    filled: Database, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """No snapshot has it that looks for children: the planner is asked, and it cannot go before that."""
+    filled.execute("create table public.kid (like public.resource_usage_log including all)")
+    filled.execute("insert into public.kid overriding system value select * from public.resource_usage_log")
+    session = filled.connect()
+    session.execute(b"set lock_timeout = '100ms'")
+    add_up, step = workers.Workers.add_up, refresh._step
+    days = refresh._days
+    came: list[object] = []
+    went: list[object] = []
+
+    def come(*arguments: Any) -> Any:
+        found = days(*arguments)
+        if not came:
+            came.append(session.execute(b"alter table public.kid inherit public.resource_usage_log"))
+        return found
+
+    def go() -> None:
+        if came and not went:
+            with contextlib.suppress(errors.LockNotAvailable):
+                went.append(session.execute(b"alter table public.kid no inherit public.resource_usage_log"))
+
+    def go_when_workers_have_ended(*arguments: Any) -> Iterator[int]:
+        yield from add_up(*arguments)
+        go()
+
+    def go_after_the_step(*arguments: Any) -> bool:
+        try:
+            return step(*arguments)
+        finally:
+            go()
+
+    monkeypatch.setattr(refresh, "_days", come)
+    monkeypatch.setattr(workers.Workers, "add_up", go_when_workers_have_ended)
+    monkeypatch.setattr(refresh, "_step", go_after_the_step)
+    filled.refresh(jobs=jobs)
+    assert went
+    filled.compare()
+    assert filled.verify().differences == 0
+    session.close()
 
 
 @pytest.mark.usefixtures("workers_alone")
