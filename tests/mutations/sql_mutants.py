@@ -113,6 +113,7 @@ MUTANTS = [
     Mutant("a TRUNCATE hides a gap", "refresh.believe_anew", "and usage.fingerprint_doubt() is null", "", f"{TRUST}::test_truncate_leaves_other_doubts",
            "a gap keeps telling, or is noted by the next step, before it commits"),
     Mutant("no partition is new", "fold.any_new_partition", "and (exists", "and false and (exists", f"{TRUST} integration/test_partitions.py"),
+    Mutant("no child is read", "fold.explain", "from {source}", "from only {source}", "integration/test_jobs.py"),
     Mutant("a repair goes on over a partition that it does not know", "fold.repair_anew", "where repair_day is not null", "where false", "integration/test_partitions.py"),
     Mutant("no partition is gone", "refresh.any_gone", "l.leaf is not null", "false", f"{TRUST} integration/test_partitions.py"),
     # The frontier: only upwards, and all who wrote before are waited for.
