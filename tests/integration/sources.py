@@ -16,7 +16,7 @@ Kind = Literal["plain", "partitioned"]
 
 PARTITIONED = "public.events"
 
-# Range partitions by age in days: old [300, 20), mid [20, 10), itself partitioned, and new [10, -30).
+# Range partitions by age in days, when they were made: old [300, 20), mid [20, 10), itself partitioned, and new [10, -30).
 PARTITIONED_DDL = """
 create sequence public.events_id;
 create table public.events (
@@ -24,11 +24,15 @@ create table public.events (
     created_at timestamptz not null, note text, primary key (id, created_at)
 ) partition by range (created_at);
 create index on public.events (created_at);
+do $$ begin
+    -- Not of the day on which a test goes on: bounds would overlap.
+    execute format('create function public.first_day() returns timestamptz language sql stable return %L::timestamptz',
+                   date_trunc('day', now(), 'UTC'));
+end $$;
 create function public.add_partition(name text, older integer, younger integer, tail text default '') returns void
 language plpgsql as $$ begin
     execute format('create table public.%I partition of public.events for values from (%L) to (%L) ' || tail, name,
-                   date_trunc('day', now(), 'UTC') - make_interval(days => older),
-                   date_trunc('day', now(), 'UTC') - make_interval(days => younger));
+                   public.first_day() - make_interval(days => older), public.first_day() - make_interval(days => younger));
 end $$;
 select public.add_partition('events_old', 300, 20);
 select public.add_partition('events_mid', 20, 10, 'partition by hash (id)');

@@ -110,7 +110,7 @@ def _loose(db: Database, *, rows: int, before: str = "") -> None:
 
 ATTACH_LOOSE = (
     "do $$ begin execute format('alter table public.events attach partition public.loose for values from (%L) to (%L)',"
-    " date_trunc('day', now(), 'UTC') - interval '400 days', date_trunc('day', now(), 'UTC') - interval '300 days'); end $$"
+    " public.first_day() - interval '400 days', public.first_day() - interval '300 days'); end $$"
 )
 
 
@@ -328,7 +328,7 @@ def test_partition_while_a_refresh_runs(
     partitioned: Database, what: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever a partition comes, what it brings is counted, and is no more when it is dropped before the next refresh."""
-    bounds = partitioned.execute("select now()::date - 400, now()::date - 300")[0]
+    bounds = partitioned.execute("select public.first_day()::date - 400, public.first_day()::date - 300")[0]
     what_happens = {
         "made": MADE,
         "attached": ATTACHED.replace("{from}", str(bounds[0])).replace("{to}", str(bounds[1])),

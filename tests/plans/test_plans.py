@@ -323,10 +323,14 @@ def test_the_check_sees_a_broken_plan(history: Database, break_it: Callable[[Dat
             _check(history, read, Window("now() - interval '30 days'"))
 
 
+_NOON = "date_trunc('day', now(), 'UTC') - interval '29 days 12 hours'"
+"""When as much of a day is cut as can be, at whatever time a test runs."""
+
+
 def _check_collection(db: Database) -> None:
     collection = _collection(db)
     for read in READS[2:]:  # those that are planned one by one
-        plans = plans_of(db, read.format(window=f"now() - interval '30 days', null, '{collection}'"))
+        plans = plans_of(db, read.format(window=f"{_NOON}, null, '{collection}'"))
         nodes = [node for plan in plans for node in nodes_of(plan)]
         scans = [node for node in nodes if node.get("Relation Name") == "resource_usage_log"]
         assert all(collection in json.dumps(scan) for scan in scans), f"{read}: {scans}"
@@ -335,11 +339,11 @@ def _check_collection(db: Database) -> None:
 
 def test_an_index_of_collections_serves_the_edges_of_one(history: Database) -> None:
     """Where the host has one, a read of one collection fetches the raw events of no other; the check sees it if not."""
-    # Enough events in what the window cuts, at whatever time of day, that the planner need not think twice.
+    # Enough events in what the window cuts that the planner need not think twice.
     history.execute(
         "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
         " select collection_id, resource_type, detail, at from (select * from public.resource_usage_log order by id desc limit 20000) e,"
-        " (values (now() - interval '30 days 1 minute'), (now() - interval '29 days 23:55')) side (at)"
+        f" (values ({_NOON} - interval '1 minute'), ({_NOON} + interval '1 minute')) side (at)"
     )
     history.refresh()
     history.execute("create index of_collections on public.resource_usage_log (collection_id, created_at)")
