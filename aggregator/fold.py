@@ -104,7 +104,7 @@ def snapshot(connection: Connection, found: State, *, lock_state: bool) -> Itera
     """
     try:
         with transaction(connection, isolation=IsolationLevel.REPEATABLE_READ, lock_timeout=_LOCK_TIMEOUT):
-            _lock_source(connection, found)
+            lock_source(connection, found)
             if lock_state:
                 connection.execute(SQL["lock_state"])
             # Small hash tables in memory: the planner's guess of the number of keys is far too high at times.
@@ -130,7 +130,7 @@ def looking(connection: Connection, *, read_only: bool = True) -> Iterator[State
     """
     found = attached(connection)
     with transaction(connection, read_only=read_only):
-        _lock_source(connection, found)
+        lock_source(connection, found)
         yield read_state(connection)
 
 
@@ -140,7 +140,8 @@ def attached(connection: Connection) -> State:
         return read_state(connection)
 
 
-def _lock_source(connection: Connection, found: State) -> None:
+def lock_source(connection: Connection, found: State) -> None:
+    """Lock the source in the caller's transaction, without waiting; raise ``LockNotAvailable``. A foreign table has no lock."""
     if found.lockable:
         connection.execute(sql.SQL(SQL["lock_source"]).format(source=sql.SQL(found.source)))
 

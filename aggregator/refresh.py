@@ -420,7 +420,7 @@ def _fold(
     events = fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=claimed > 0) - of_late
     if workers is not None and days:
         connection.execute(fold.SQL["create_delta"])
-        for _ in workers.add_up(connection, state.source, days):
+        for _ in workers.add_up(connection, state, days):
             events += fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=False)
             connection.execute(fold.SQL["create_delta"])
     return events, late, more_late or more_raw

@@ -43,7 +43,7 @@ class Workers:
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
 
-    def add_up(self, connection: Connection, source: str, days: Sequence[sql.Composable]) -> Iterator[int]:
+    def add_up(self, connection: Connection, state: fold.State, days: Sequence[sql.Composable]) -> Iterator[int]:
         """Put the rows of each day's query into ``pg_temp.delta``, some days at a time; yield how many were.
 
         ``connection`` is in the transaction that folds. Its caller folds the delta and makes it anew before it goes on.
@@ -56,7 +56,7 @@ class Workers:
         stop = threading.Event()
         failures: list[BaseException] = []
         threads = [
-            threading.Thread(target=_work, args=(worker, source, row[0], waiting, ready, stop, failures), daemon=True)
+            threading.Thread(target=_work, args=(worker, state, row[0], waiting, ready, stop, failures), daemon=True)
             for worker in self._connections
         ]
         for thread in threads:
@@ -70,7 +70,7 @@ class Workers:
                 left -= copied
                 yield copied
             # A child that only workers have read could leave when they have ended, before it is looked for.
-            connection.execute(sql.SQL(fold.SQL["lock_source"]).format(source=sql.SQL(source)))
+            fold.lock_source(connection, state)
         finally:
             stop.set()
             for worker, thread in zip(self._connections, threads, strict=True):
@@ -110,7 +110,7 @@ def _copy_out(connection: Connection, day: sql.Composable) -> Sums:
                 sums += arrived[1]
             if arrived[0] < 0:
                 break
-    while (result := connection.pgconn.get_result()) is not None:
+    for result in list(iter(connection.pgconn.get_result, None)):  # all, or the connection stays busy
         if result.status != ExecStatus.COMMAND_OK:
             raise errors.error_from_result(result)
     return sums
@@ -131,7 +131,7 @@ def _copy_in(connection: Connection, ready: queue.Queue[Sums], failures: list[Ba
 
 def _work(
     connection: Connection,
-    source: str,
+    state: fold.State,
     exported: str,
     waiting: deque[sql.Composable],
     ready: queue.Queue[Sums],
@@ -144,7 +144,9 @@ def _work(
             connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True, lock_timeout=_LOCK_TIMEOUT
         ):
             connection.execute(sql.SQL(SQL["import_snapshot"]).format(snapshot=sql.Literal(exported)))
-            connection.execute(sql.SQL(SQL["settle"]).format(source=sql.SQL(source)))
+            # It is there already, held by the connection that folds; whoever waits for it is not to be waited for.
+            fold.lock_source(connection, state)
+            connection.execute(SQL["settle"])
             while not stop.is_set():
                 try:
                     day = waiting.popleft()

@@ -4,11 +4,9 @@
 set transaction snapshot {snapshot}
 
 -- settle --
--- The lock is there already, held by the connection that folds; whoever waits for it is not to be waited for. One
--- worker, one process.
+-- One worker, one process.
 set local work_mem = '64MB';
-set local max_parallel_workers_per_gather = 0;
-lock table {source} in access share mode nowait
+set local max_parallel_workers_per_gather = 0
 
 -- copy_out --
 copy ({day}) to stdout (format binary)

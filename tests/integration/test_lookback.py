@@ -126,6 +126,15 @@ def _receipt(db: Database, since: str, until: str | None = None) -> tuple[bool, 
     return row[0], row[1]
 
 
+@pytest.mark.parametrize("kind", ["foreign", "view"])
+def test_several_jobs(new_database: Any, kind: str) -> None:
+    """Also where the source is a foreign table, which cannot be locked, or a view."""
+    db = made(new_database, kind, step_events=5)
+    db.attach()
+    assert db.refresh(jobs=3).events == 60
+    db.compare()
+
+
 def test_the_promise(looked: Database) -> None:
     """Late changes within the lookback: unseen, and said so; seen from the next refresh on. Older ones at verify --repair."""
     db = looked
