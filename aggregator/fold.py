@@ -34,6 +34,8 @@ FACTS = {"daily": "day", "daily_collection": "day", "monthly": "month", "monthly
 HOURLY_FACTS = {"hourly": "hour", "hourly_collection": "hour"}
 """Those that are kept only while usage.state.hourly_since is set."""
 
+_MONTH: LiteralString = "usage.month_of(x.bucket)"
+
 Range = tuple[str, str]
 """[start, end) as ISO text."""
 
@@ -192,19 +194,21 @@ def measured(
     return sql.SQL(row[0].replace("%", "%%") if with_parameters else row[0])
 
 
-def apply_delta(connection: Connection, *, derive: bool, hourly: bool, subtracts: bool = True) -> int:
+def apply_delta(
+    connection: Connection, *, derive: bool, hourly: bool, subtracts: bool = True, numbered: bool = False
+) -> int:
     """Add ``pg_temp.delta`` to the rollups, drop it, and return the events that were added, less those taken away.
 
     ``derive``: work out all others from its days first. ``hourly``: the hourly ones too; then its days are split by hours.
-    Not ``subtracts``: it has raw events only, a day's once.
+    Not ``subtracts``: it has raw events only, a day's once. ``numbered``: days are in ``pg_temp.daily_delta`` too, which
+    ``create_numbered`` made; with ``subtracts``, in both.
     """
-    # Keys are costly to compare, and cheap to hash: never sort them, whatever the planner guesses of a table that has grown.
-    connection.execute("set local enable_mergejoin = off")
-    connection.execute("set local default_statistics_target = 10")
-    _run(connection, "analyze", {"delta": "delta"})
     rollups = FACTS | HOURLY_FACTS if hourly else FACTS
     if derive:
-        number_keys(connection, "daily", hours=hourly)
+        if subtracts or not numbered:
+            number_keys(connection, "daily", hours=hourly, more=numbered)
+        else:
+            number_new_keys(connection, "daily")
         if hourly:
             of_hours = " where x.hour is not null"
             derive_fact(connection, "daily_delta", "hourly", "x.hour", "x.key_id", of_hours)
@@ -212,15 +216,15 @@ def apply_delta(connection: Connection, *, derive: bool, hourly: bool, subtracts
         if subtracts or hourly:  # there may be several reasons, or hours
             connection.execute(SQL["merge_daily"])
         derive_fact(connection, "daily_delta", "daily_collection", "x.bucket", "x.collection_key")
-        derive_fact(connection, "daily_delta", "monthly", "usage.month_of(x.bucket)", "x.key_id")
-        derive_fact(connection, "daily_collection_delta", "monthly_collection", "usage.month_of(x.bucket)", "x.key_id")
+        derive_fact(connection, "daily_delta", "monthly", _MONTH, "x.key_id")
+        derive_fact(connection, "daily_collection_delta", "monthly_collection", _MONTH, "x.key_id")
         connection.execute(SQL["derive_total"])
     else:
         for rollup in rollups:
             number_keys(connection, rollup)
         connection.execute(SQL["total_delta"])
     for rollup in rollups:
-        add_fact(connection, rollup, f"{rollup}_delta", subtracted=subtracts)
+        add_fact(connection, rollup, subtracted=subtracts, of_total=derive and rollup in FACTS)
     connection.execute(SQL["add_total"])
     if subtracts:
         connection.execute(SQL["sweep_total"])
@@ -232,35 +236,92 @@ def apply_delta(connection: Connection, *, derive: bool, hourly: bool, subtracts
     return int(row[0])
 
 
-def number_keys(connection: Connection, rollup: str, *, hours: bool = False) -> None:
+def numbered(differences: sql.Composable, *, bucket: str = "bucket", hours: bool = False) -> sql.Composed:
+    """Return a query of differences by the numbers of their keys; ``hours``: with the hour of each, too."""
+    return sql.SQL(SQL["numbered"]).format(
+        differences=differences, bucket=sql.Identifier(bucket), hour=sql.SQL(", x.hour" if hours else "")
+    )
+
+
+def create_numbered(connection: Connection, rollup: str, query: sql.Composable, *, read_all_keys: bool) -> None:
+    """Make ``pg_temp.<rollup>_delta`` of a query that ``numbered`` returned.
+
+    ``read_all_keys``: it has more rows than there are keys, or nearly.
+    """
+    connection.execute(SQL["settings"])
+    if read_all_keys:
+        connection.execute(SQL["read_all_keys"])
+    _put(connection, "create_numbered", rollup, query)
+    connection.execute(SQL["look_keys_up"])
+
+
+def known_keys(connection: Connection) -> int:
+    """Return how many keys have a number, as the caller's transaction sees them."""
+    row = connection.execute(SQL["known_keys"]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def create_none(connection: Connection, rollup: str, query: sql.Composable) -> None:
+    """Make ``pg_temp.<rollup>_delta`` for rows of a query that ``numbered`` returned, without any."""
+    connection.execute(SQL["settings"])
+    _put(connection, "create_none", rollup, query)
+
+
+def number_keys(connection: Connection, rollup: str, *, hours: bool = False, more: bool = False) -> None:
     """Make ``pg_temp.<rollup>_delta`` of one rollup's differences, with the numbers of their keys; number new ones.
 
-    ``hours``: with the hour of each, too.
+    ``hours``: with the hour of each, too. ``more``: the table is there, and they are added to it.
     """
-    delta = f"{rollup}_delta"
-    connection.execute(
-        sql.SQL(SQL["key_delta"]).format(
-            delta=sql.Identifier(delta),
-            rollup=sql.Literal(rollup),
-            bucket=sql.Identifier("hour" if rollup in HOURLY_FACTS else "bucket"),
-            hour=sql.SQL(", x.hour" if hours else ""),
-        )
+    connection.execute(SQL["settings"])
+    _run(connection, "analyze", {"delta": "delta", "column": "rollup"})
+    query = numbered(
+        sql.SQL(SQL["of_rollup"]).format(rollup=sql.Literal(rollup)),
+        bucket="hour" if rollup in HOURLY_FACTS else "bucket",
+        hours=hours,
     )
+    _put(connection, "add_numbered" if more else "create_numbered", rollup, query)
+    number_new_keys(connection, rollup)
+
+
+def number_new_keys(connection: Connection, rollup: str) -> None:
+    """Number the keys of ``pg_temp.<rollup>_delta`` that have no number yet."""
+    delta = f"{rollup}_delta"
     if _run(connection, "any_new_key", {"delta": delta}).fetchone() == (True,):
-        for block in ("analyze", "add_collection_keys", "add_keys", "number_new_keys"):
+        _run(connection, "analyze", {"delta": delta, "column": "key_id"})
+        for block in ("add_collection_keys", "add_keys", "number_new_keys"):
             _run(connection, block, {"delta": delta})
 
 
-def add_fact(connection: Connection, rollup: str, delta: str, *, subtracted: bool) -> None:
-    """Add the differences in a temporary table to one rollup; ``subtracted``: remove the rows that became nothing."""
+def _put(connection: Connection, block: str, rollup: str, query: sql.Composable) -> None:
+    connection.execute(sql.SQL(SQL[block]).format(delta=sql.Identifier(f"{rollup}_delta"), numbered=query))
+
+
+def add_fact(connection: Connection, rollup: str, *, subtracted: bool, of_total: bool = False) -> None:
+    """Add ``pg_temp.<rollup>_delta`` to a rollup; ``subtracted``: remove the rows that became nothing.
+
+    ``of_total``: ``pg_temp.daily_total_delta``, which is small, has all of its days.
+    """
+    delta = f"{rollup}_delta"
     hourly = rollup in HOURLY_FACTS
-    names = {"fact": f"{rollup}_fact", "bucket": HOURLY_FACTS[rollup] if hourly else FACTS[rollup], "delta": delta}
-    new = _run(connection, "new_buckets", names).fetchone()
-    assert new is not None
-    for block in ("append", "add"):
-        _run(connection, block, {**names, "type": "timestamptz" if hourly else "date"}, {"new": new[0]})
-    if subtracted:
-        _run(connection, "sweep", names)
+    bucket = HOURLY_FACTS[rollup] if hourly else FACTS[rollup]
+    row = connection.execute(
+        sql.SQL(SQL["new_buckets"]).format(
+            fact=sql.Identifier(f"{rollup}_fact"),
+            bucket=sql.Identifier(bucket),
+            bucket_of=sql.SQL(_MONTH if of_total and bucket == "month" else "x.bucket"),
+            differences=sql.Identifier("daily_total_delta" if of_total else delta),
+        )
+    ).fetchone()
+    assert row is not None
+    new, others = row
+    names = {"fact": f"{rollup}_fact", "bucket": bucket, "delta": delta, "type": "timestamptz" if hourly else "date"}
+    if new:
+        _run(connection, "append", names, {"new": new})
+    if others:
+        _run(connection, "add", names, {"new": new})
+        if subtracted:
+            _run(connection, "sweep", names)
 
 
 def derive_fact(

@@ -122,11 +122,16 @@ def _fill_some(connection: Connection, settings: Settings, attached: fold.State)
         if start is not None:
             connection.execute(SQL["delete_range"], {"from": start, "to": state.hourly_since})
             measured = fold.measured(connection, (start, end), late=(start, end), with_parameters=False)
-            connection.execute(sql.SQL(SQL["collect"]).format(measured=measured))
-            fold.number_keys(connection, "hourly")
+            fold.create_numbered(
+                connection,
+                "hourly",
+                fold.numbered(sql.SQL(SQL["collect"]).format(measured=measured)),
+                read_all_keys=fold.known_keys(connection) <= settings.step_events,
+            )
+            fold.number_new_keys(connection, "hourly")
             fold.derive_fact(connection, "hourly_delta", "hourly_collection", "x.bucket", "x.collection_key")
             for rollup in fold.HOURLY_FACTS:
-                fold.add_fact(connection, rollup, f"{rollup}_delta", subtracted=True)
+                fold.add_fact(connection, rollup, subtracted=True)
             counted = connection.execute(SQL["counted"]).fetchone()
             assert counted is not None
             events = int(counted[0])

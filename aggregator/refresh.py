@@ -43,6 +43,15 @@ _FILL_SECONDS = 30.0
 _LONGER = 8
 """Times as many events in a step of several connections, at least: all but one rest while a step's last days are folded."""
 
+_SHORTER = 5
+"""Part of a step's events of which the first one of several connections is, for there only one has work."""
+
+_TOGETHER = 4
+"""Days that a worker adds up in one statement, at most: each reads all keys."""
+
+_PARTS = 16
+"""Statements that each connection has of a step, at least, so that all end at about the same time."""
+
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
 
@@ -395,16 +404,21 @@ def _fold(
     """Fold late changes and the raw events of one step; return how many of each, and whether there is more."""
     upper, more_raw = state.frontier, False
     with_hours = state.hourly_since is not None
+    keys = fold.known_keys(connection)
     if target is not None and _scalar(connection, "is_before", frontier=state.frontier, target=target):
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
-        upper, more_raw = _step_end(connection, settings, state, target)
+        upper, more_raw = _step_end(connection, state, target, _events_of_step(settings, workers, keys))
     days = [] if state.distributed else _days(connection, state, upper)
-    if workers is None or len(days) == 1:
-        _create_delta(connection, days)
-        days = []
-    else:
-        _create_delta(connection, [])
+    # Workers see no keys that this transaction adds: the first step is for one connection.
+    shared = workers is not None and len(days) > 1 and keys > 0
+    numbered = bool(days) and not shared
+    connection.execute(fold.SQL["create_delta"])
+    if numbered:
+        all_keys = more_raw and keys <= settings.step_events
+        fold.create_numbered(
+            connection, "daily", fold.numbered(_together(days), hours=with_hours), read_all_keys=all_keys
+        )
     if state.distributed and upper != state.frontier:
         connection.execute(capture.CITUS["add_raw"], {"from": state.frontier, "to": upper})
     claimed, more_late = _claim_late(connection, settings, state)
@@ -417,12 +431,10 @@ def _fold(
     if upper != state.frontier:
         late += connection.execute(SQL["drop_covered"], {"from": state.frontier, "to": upper}).rowcount
         connection.execute(SQL["set_frontier"], {"frontier": upper})
-    events = fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=claimed > 0) - of_late
-    if workers is not None and days:
-        connection.execute(fold.SQL["create_delta"])
-        for _ in workers.add_up(connection, state, days):
-            events += fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=False)
-            connection.execute(fold.SQL["create_delta"])
+    events = fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=claimed > 0, numbered=numbered)
+    events -= of_late
+    if workers is not None and shared:
+        events += _share(connection, settings, state, workers, days, keys)
     return events, late, more_late or more_raw
 
 
@@ -462,13 +474,20 @@ def _claim_late(connection: Connection, settings: Settings, state: fold.State) -
     return connection.execute(SQL["drop_claimed"], {"limit": limit}).rowcount, limit != state.frontier
 
 
-def _step_end(connection: Connection, settings: Settings, state: fold.State, target: str) -> tuple[str, bool]:
-    """Return where a step of about ``step_events`` raw events ends, and whether that is short of the target.
+def _events_of_step(settings: Settings, workers: Workers | None, keys: int) -> int:
+    """Return about how many raw events are one step; ``keys``: how many are known."""
+    if workers is None:
+        return settings.step_events
+    # Workers number keys that are known: a few events show most of them.
+    return settings.step_events * max(settings.jobs, _LONGER) if keys else max(1, settings.step_events // _SHORTER)
+
+
+def _step_end(connection: Connection, state: fold.State, target: str, events: int) -> tuple[str, bool]:
+    """Return where a step of about so many raw events ends, and whether that is short of the target.
 
     A step ends at a day's first instant where it can, so that no day's keys are folded twice.
     """
     bounds = {"from": state.frontier, "to": target}
-    events = settings.step_events * (max(settings.jobs, _LONGER) if settings.jobs > 1 else 1)
     row = connection.execute(SQL["nth_event"], {**bounds, "zone": state.time_zone, "n": events}).fetchone()
     if row is None:
         return target, False
@@ -502,21 +521,48 @@ def _days(connection: Connection, state: fold.State, upper: str) -> list[sql.Com
     return days
 
 
-def _create_delta(connection: Connection, days: list[sql.Composed]) -> None:
-    """Create the delta with the sums of some days: in one statement, whose days the server's parallel workers share."""
-    if days:
-        rows = sql.SQL(" union all ").join(sql.SQL("({})").format(day) for day in days)
-        connection.execute(sql.SQL(fold.SQL["create_delta_of"]).format(rows=rows))
-    else:
+def _together(days: list[sql.Composed]) -> sql.Composed:
+    """Return the queries of some days as one, in parentheses, whose days the server's parallel workers share."""
+    return sql.SQL("({})").format(sql.SQL(" union all ").join(sql.SQL("({})").format(day) for day in days))
+
+
+def _share(
+    connection: Connection,
+    settings: Settings,
+    state: fold.State,
+    workers: Workers,
+    days: list[sql.Composed],
+    keys: int,
+) -> int:
+    """Add up days on several connections and fold them, some at a time; return how many events they have."""
+    hourly = state.hourly_since is not None
+    size = max(1, min(_TOGETHER, len(days) // (settings.jobs * _PARTS)))
+    queries = [_together(days[n : n + size]) for n in range(0, len(days), size)]
+    # Each query reads all keys. Where that would take longer than its events, the connection that folds numbers the keys.
+    numbered = keys * len(queries) <= _events_of_step(settings, workers, keys)
+    if numbered:
+        queries = [fold.numbered(query, hours=hourly) for query in queries]
+
+    def begin() -> None:
         connection.execute(fold.SQL["create_delta"])
+        if numbered:
+            fold.create_none(connection, "daily", queries[0])
+
+    begin()
+    events = 0
+    for _ in workers.add_up(connection, state, queries, "daily_delta" if numbered else "delta"):
+        events += fold.apply_delta(connection, derive=True, hourly=hourly, subtracts=False, numbered=numbered)
+        begin()
+    return events
 
 
 def _estimate(connection: Connection, target: str) -> int:
-    """Return the planner's idea of how many events lie between the frontier and the target."""
+    """Return the planner's idea of how many events are to be folded up to the target."""
 
     def explain() -> int:
         with fold.looking(connection) as state:
-            plan = _scalar(connection, "estimate", **{"from": state.frontier, "to": target})
+            start = state.sealed_until if state.truncated else state.frontier
+            plan = _scalar(connection, "estimate", **{"from": start, "to": target})
             return int(plan[0]["Plan"]["Plan Rows"])
 
     return fold.with_retries(explain)

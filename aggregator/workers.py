@@ -1,8 +1,8 @@
-"""Further connections of a refresh: they add up days of raw events in the snapshot of the connection that folds.
+"""Further connections of a refresh: they add up raw events in the snapshot of the connection that folds, some days at a time.
 
 That one exports its snapshot, they import it, so all see the same rows (https://www.postgresql.org/docs/current/
 functions-admin.html#FUNCTIONS-SNAPSHOT-SYNCHRONIZATION). Sums cross the client, by COPY from one to the other, and no
-events. Days that no worker has begun when there is nothing to fold are added up by the connection that folds: none waits for the
+events. What no worker has begun when there is nothing to fold is added up by the connection that folds: none waits for the
 other while there is work. Workers change nothing, so a kill leaves nothing behind.
 """
 
@@ -27,31 +27,36 @@ SQL = sql_files.load("workers")
 _LOCK_TIMEOUT = 1.0
 """Seconds: a worker behind the host's DDL, which waits for the folding connection, would wait forever."""
 
-_AHEAD = 16
-"""Sums of days that each worker may be ahead of the folding connection, and that are folded at a time, at least."""
+_AHEAD = 8
+"""Parts that each worker may be ahead of the folding connection."""
+
+_AT_ONCE = 2
+"""Parts that are folded at a time, at least; a quarter of what is left, for each fold updates months."""
 
 _LOOK = 0.1
 """Seconds between looks at whether to go on."""
 
 Sums = bytearray
-"""One day's rows of ``pg_temp.delta``, as COPY sends them."""
+"""The rows of one part, as COPY sends them."""
 
 
 class Workers:
-    """Open connections, each with one day at a time to add up. Not for several threads."""
+    """Open connections, each with one part of the work at a time. Not for several threads."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections
 
-    def add_up(self, connection: Connection, state: fold.State, days: Sequence[sql.Composable]) -> Iterator[int]:
-        """Put the rows of each day's query into ``pg_temp.delta``, some days at a time; yield how many were.
+    def add_up(
+        self, connection: Connection, state: fold.State, parts: Sequence[sql.Composable], table: str
+    ) -> Iterator[int]:
+        """Put the rows of each part's query into ``pg_temp.<table>``, some parts at a time; yield how many were.
 
-        ``connection`` is in the transaction that folds. Its caller folds the delta and makes it anew before it goes on.
+        ``connection`` is in the transaction that folds. Its caller folds the table and makes it anew before it goes on.
         Raises what a worker failed with.
         """
         row = connection.execute("select pg_export_snapshot()").fetchone()
         assert row is not None
-        waiting = deque(days)
+        waiting = deque(parts)
         ready: queue.Queue[Sums] = queue.Queue(maxsize=_AHEAD * len(self._connections))
         stop = threading.Event()
         failures: list[BaseException] = []
@@ -62,11 +67,13 @@ class Workers:
         for thread in threads:
             thread.start()
         try:
-            left = len(days)
+            left = len(parts)
             while left:
-                copied = 0
-                while copied < min(_AHEAD, left):
-                    copied += _copy_in(connection, ready, failures, wait=not waiting) or _add_one(connection, waiting)
+                copied, some = 0, min(left, max(_AT_ONCE, left // 4))
+                while copied < some:
+                    copied += _copy_in(connection, table, ready, failures, wait=not waiting) or _add_one(
+                        connection, table, waiting
+                    )
                 left -= copied
                 yield copied
             # A child that only workers have read could leave when they have ended, before it is looked for.
@@ -87,23 +94,23 @@ def hired(settings: Settings, number: int) -> Iterator[Workers | None]:
         yield Workers(connections) if connections else None
 
 
-def _add_one(connection: Connection, waiting: deque[sql.Composable]) -> int:
-    """Add up the next day here, where workers have none ready; return 0 if there is no next one."""
+def _add_one(connection: Connection, table: str, waiting: deque[sql.Composable]) -> int:
+    """Add up the next part here, where workers have none ready; return 0 if there is no next one."""
     try:
-        day = waiting.popleft()
+        part = waiting.popleft()
     except IndexError:
         return 0
-    connection.execute(sql.SQL(SQL["add_here"]).format(day=day))
+    connection.execute(sql.SQL(SQL["add_here"]).format(table=sql.Identifier(table), part=part))
     return 1
 
 
-def _copy_out(connection: Connection, day: sql.Composable) -> Sums:
-    """Return one day's sums.
+def _copy_out(connection: Connection, part: sql.Composable) -> Sums:
+    """Return the sums of one part.
 
     Those rows that have arrived are taken from libpq, for ``read`` takes four times as long as that, and a build has millions.
     """
     sums = bytearray()
-    with connection.cursor().copy(sql.SQL(SQL["copy_out"]).format(day=day)) as copy:
+    with connection.cursor().copy(sql.SQL(SQL["copy_out"]).format(part=part)) as copy:
         while row := copy.read():
             sums += row
             while (arrived := connection.pgconn.get_copy_data(1))[0] > 0:
@@ -116,15 +123,17 @@ def _copy_out(connection: Connection, day: sql.Composable) -> Sums:
     return sums
 
 
-def _copy_in(connection: Connection, ready: queue.Queue[Sums], failures: list[BaseException], *, wait: bool) -> int:
-    """Copy one day's sums in; return 0 if there is none yet."""
+def _copy_in(
+    connection: Connection, table: str, ready: queue.Queue[Sums], failures: list[BaseException], *, wait: bool
+) -> int:
+    """Copy the sums of one part in; return 0 if there is none yet."""
     if failures:
         raise failures[0]
     try:
         sums = ready.get(timeout=_LOOK) if wait else ready.get_nowait()
     except queue.Empty:
         return 0
-    with connection.cursor().copy(SQL["copy_in"]) as copy:
+    with connection.cursor().copy(sql.SQL(SQL["copy_in"]).format(table=sql.Identifier(table))) as copy:
         copy.write(sums)
     return 1
 
@@ -138,7 +147,7 @@ def _work(
     stop: threading.Event,
     failures: list[BaseException],
 ) -> None:
-    """Add up days until there are no more, in the exported snapshot."""
+    """Add up parts until there are no more, in the exported snapshot."""
     try:
         with transaction(
             connection, isolation=IsolationLevel.REPEATABLE_READ, read_only=True, lock_timeout=_LOCK_TIMEOUT
@@ -149,11 +158,11 @@ def _work(
             connection.execute(SQL["settle"])
             while not stop.is_set():
                 try:
-                    day = waiting.popleft()
+                    part = waiting.popleft()
                 except IndexError:
                     stop.wait()  # with the locks on what was read
                     return
-                sums = _copy_out(connection, day)
+                sums = _copy_out(connection, part)
                 while not stop.is_set():
                     with contextlib.suppress(queue.Full):
                         ready.put(sums, timeout=_LOOK)

@@ -63,7 +63,8 @@ select usage.measured_sql(%(signs)s::integer[], %(starts)s::timestamptz[], %(end
                           %(late_from)s::timestamptz, %(late_to)s::timestamptz, 'l.sign = ' || %(late_sign)s::integer, null)
 
 -- count_version --
-update usage.state set version = version + 1 where exists (select from pg_temp.delta)
+update usage.state set version = version + 1
+ where exists (select from pg_temp.daily_total_delta) or exists (select from pg_temp.delta)
 
 -- create_delta --
 -- Differences that this transaction adds to the rollups. reason: null for raw events at the tail. hour: null where no
@@ -73,34 +74,56 @@ create temporary table delta (
     event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint, reason text, hour timestamptz
 ) on commit drop
 
--- create_delta_of --
--- The same, filled by a statement that parallel workers may run: an INSERT never is.
-create temporary table delta on commit drop as {rows}
-
 -- drop_delta --
 -- A transaction may fold several times.
 drop table if exists pg_temp.delta, pg_temp.daily_delta, pg_temp.daily_reasons, pg_temp.daily_collection_delta, pg_temp.monthly_delta,
     pg_temp.monthly_collection_delta, pg_temp.daily_total_delta, pg_temp.hourly_delta, pg_temp.hourly_collection_delta
 
+-- settings --
+-- Keys are costly to compare, and cheap to hash: never sort them, whatever the planner guesses of a table that has grown.
+set local enable_mergejoin = off;
+set local default_statistics_target = 10
+
 -- analyze --
 -- A temporary table has no statistics: the planner takes a million differences for a thousand, and looks up their keys one
--- by one, or sorts keys, which are costly to compare, rather than to hash them. A small sample will do.
-analyze pg_temp.{delta}
+-- by one. A small sample will do.
+analyze pg_temp.{delta} ({column})
 
 -- hour --
 -- The hour that an event counts in; null: it lies below what the hourly rollup has.
 case when e.created_at >= {since}::timestamptz then usage.hour_of(e.created_at) end
 
--- key_delta --
--- The differences of one rollup by the numbers of their keys; null: a key that is new (of a value of several columns IS
--- NULL says something else).
-create temporary table {delta} on commit drop as
+-- of_rollup --
+(select * from pg_temp.delta d where d.rollup = {rollup})
+
+-- numbered --
+-- Differences by the numbers of their keys; null: a key that is new (of a value of several columns IS NULL says something else).
 select x.{bucket} as bucket, k.id as key_id, k.collection_key{hour}, x.event_count, x.total_value, x.secondary_value, x.rejected_count,
        case when k.id is null then row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns end as new_key
-  from pg_temp.delta x
+  from {differences} x
   left join usage.key k on row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns
                          = row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns
- where x.rollup = {rollup}
+
+-- create_numbered --
+-- By a statement that parallel workers may run where it reads no temporary table: an INSERT never is.
+create temporary table {delta} on commit drop as {numbered}
+
+-- create_none --
+-- The same table, empty.
+create temporary table {delta} on commit drop as {numbered} limit 0
+
+-- add_numbered --
+insert into pg_temp.{delta} {numbered}
+
+-- known_keys --
+select coalesce(max(k.id), 0) from usage.key k
+
+-- read_all_keys --
+-- Once for the whole statement, not one for each row, which the planner thinks cheaper than it is.
+set local enable_nestloop = off
+
+-- look_keys_up --
+set local enable_nestloop to default
 
 -- any_new_key --
 select exists (select from pg_temp.{delta} x where x.key_id is null)
@@ -122,7 +145,10 @@ select coalesce((select max(k.id) from usage.key k), 0) + row_number() over (),
   from (select distinct d.new_key as key from pg_temp.{delta} d where d.key_id is null) x
   join usage.key c on row(c.collection_id, c.resource_type, c.job_type, c.model_level)::usage.key_columns
                     = row((x.key).collection_id, (x.key).resource_type, null, null)::usage.key_columns
- where (x.key).job_type is not null or (x.key).model_level is not null
+ where ((x.key).job_type is not null or (x.key).model_level is not null)
+   -- workers do not see those that this transaction has added
+   and not exists (select from usage.key k
+                    where row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns = x.key)
 
 -- number_new_keys --
 update pg_temp.{delta} x
@@ -149,12 +175,11 @@ select {bucket} as bucket, {key} as key_id, sum(x.event_count)::bigint as event_
  group by 1, 2
 
 -- derive_total --
--- From the differences as collected, which have the type: looking keys up would read all there are.
 create temporary table daily_total_delta on commit drop as
-select x.bucket, x.resource_type, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
+select x.bucket, k.resource_type, sum(x.event_count)::bigint as event_count, sum(x.total_value) as total_value,
        sum(x.secondary_value) as secondary_value, sum(x.rejected_count)::bigint as rejected_count
-  from pg_temp.delta x
- where x.rollup = 'daily'
+  from pg_temp.daily_collection_delta x
+  join usage.key k on k.id = x.key_id
  group by 1, 2
 
 -- total_delta --
@@ -164,10 +189,11 @@ select x.bucket, x.resource_type, x.event_count, x.total_value, x.secondary_valu
  where x.rollup = 'daily_total'
 
 -- new_buckets --
--- Days, months or hours that have no rows yet.
-select coalesce(array_agg(x.bucket::text), '{{}}')
-  from (select distinct d.bucket from pg_temp.{delta} d) x
- where not exists (select from usage.{fact} f where f.{bucket} = x.bucket)
+-- Days, months or hours that have no rows yet, and whether there are others. By min(), which goes by the index: for EXISTS the
+-- planner may read a rollup from its beginning.
+select coalesce(array_agg(x.bucket::text) filter (where x.is_new), '{{}}'), coalesce(bool_or(not x.is_new), false)
+  from (select d.bucket, (select min(f.key_id) from usage.{fact} f where f.{bucket} = d.bucket) is null as is_new
+          from (select distinct {bucket_of} as bucket from pg_temp.{differences} x) d) x
 
 -- append --
 -- Buckets that have no rows yet: nothing to conflict with, half the cost. In the order of the index.
@@ -226,7 +252,9 @@ select coalesce(sum(x.event_count), 0)::bigint from pg_temp.delta x where x.reas
 with noted as (
     insert into usage.rolled_day (day, starts_at, ends_at)
     select d.day, usage.day_start(d.day, s.time_zone), usage.day_start(usage.next_day(d.day), s.time_zone)
-      from usage.state s, (select distinct x.bucket as day from pg_temp.delta x where x.rollup = 'daily' and isfinite(x.bucket)) d
+      from usage.state s, (select x.bucket as day from pg_temp.daily_total_delta x where isfinite(x.bucket)
+                             union
+                             select x.bucket from pg_temp.delta x where x.rollup = 'daily' and isfinite(x.bucket)) d
      where s.time_zone <> 'UTC'
         on conflict (day) do nothing
     returning 1)

@@ -44,17 +44,16 @@ delete from usage.hourly_collection_fact f where f.hour >= %(from)s::timestamptz
 
 -- collect --
 -- What folds have put into days of these hours: raw events, less the late changes not folded yet.
-create temporary table delta on commit drop as
-select 'hourly'::text as rollup, usage.hour_of(e.created_at) as hour, e.collection_id, e.resource_type, e.job_type, e.model_level,
+(select usage.hour_of(e.created_at) as bucket, e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(net.sign)::bigint as event_count, coalesce(sum(usage.signed(net.sign, e.value)), 0) as total_value,
        coalesce(sum(usage.signed(net.sign, e.secondary)), 0) as secondary_value,
-       coalesce(sum(net.sign) filter (where e.rejected), 0)::bigint as rejected_count, null::text as reason
+       coalesce(sum(net.sign) filter (where e.rejected), 0)::bigint as rejected_count
   from {measured} e,
        lateral (select case when e.late then -e.sign else e.sign end) as net (sign)
- group by 2, 3, 4, 5, 6
+ group by 1, 2, 3, 4, 5)
 
 -- counted --
-select coalesce(sum(x.event_count), 0)::bigint from pg_temp.delta x
+select coalesce(sum(x.event_count), 0)::bigint from pg_temp.hourly_collection_delta x
 
 -- set_since --
 update usage.state set hourly_since = %(since)s::timestamptz

@@ -4,15 +4,19 @@
 set transaction snapshot {snapshot}
 
 -- settle --
--- One worker, one process.
+-- One worker, one process. Of keys see fold.settings and fold.read_all_keys.
 set local work_mem = '64MB';
+set local enable_mergejoin = off;
+set local enable_nestloop = off;
 set local max_parallel_workers_per_gather = 0
 
 -- copy_out --
-copy ({day}) to stdout (format binary)
+copy ({part}) to stdout (format binary)
 
 -- copy_in --
-copy pg_temp.delta from stdin (format binary)
+copy pg_temp.{table} from stdin (format binary)
 
 -- add_here --
-insert into pg_temp.delta {day}
+set local enable_nestloop = off;
+insert into pg_temp.{table} {part};
+set local enable_nestloop to default

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from aggregator import hourly, metrics, rebuild, refresh, workers
+from aggregator import fold, hourly, metrics, rebuild, refresh, workers
 from aggregator.errors import AggregatorError
 from aggregator.metrics import Metric
 from tests.harness import Database, Mismatch, waits
@@ -22,9 +22,15 @@ DAYS = 40
 FACTS = ("daily", "daily_collection", "monthly", "monthly_collection", "daily_total")
 
 
-@pytest.fixture
-def filled(db: Database) -> Database:
+NUMBERED_BY = {"as many keys as there are": None, "keys numbered by workers": 1, "by who folds": 10**9}
+"""Where keys are numbered is decided by how many are known: what refresh is to take for it."""
+
+
+@pytest.fixture(params=list(NUMBERED_BY)[1:])
+def filled(db: Database, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Database:
     """Some thousand events of forty days; steps of 150, or 1,200 with jobs, so that there are several of several days."""
+    if (known := NUMBERED_BY[request.param]) is not None:
+        monkeypatch.setattr(fold, "known_keys", lambda _connection: known)
     db.execute(
         "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
         " select case when n % 7 > 0 then ('00000000-0000-0000-0000-00000000000' || n % 7)::uuid end,"
@@ -52,6 +58,7 @@ def rollups(db: Database) -> dict[str, list[Any]]:
     }
 
 
+@pytest.mark.parametrize("filled", NUMBERED_BY, indirect=True)
 def test_the_rollups_are_those_of_one_connection(filled: Database) -> None:
     """With any number of connections the same rows come out, counted the same, and again after a day of late changes."""
     for change in (
@@ -98,7 +105,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], list
 @pytest.fixture
 def workers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folding connection waits for its workers, and adds up no day itself."""
-    monkeypatch.setattr(workers, "_add_one", lambda _connection, _waiting: 0)
+    monkeypatch.setattr(workers, "_add_one", lambda *_arguments: 0)
 
 
 def _late(db: Database) -> None:
@@ -196,7 +203,7 @@ def test_a_child_that_comes_and_goes_within_a_step(
 def test_a_worker_whose_query_fails_midway(filled: Database, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """What it has sent until then is no day's sums: the refresh fails with what the server said, and the next one goes on."""
     with monkeypatch.context() as patch:
-        rows_that_fail = f"select d.* from ({{day}}) d, generate_series(0, {rows}) n where 1 / ({rows} - n) >= 0"
+        rows_that_fail = f"select d.* from ({{part}}) d, generate_series(0, {rows}) n where 1 / ({rows} - n) >= 0"
         patch.setitem(workers.SQL, "copy_out", f"copy ({rows_that_fail}) to stdout (format binary)")
         with pytest.raises(errors.DivisionByZero, match="division by zero"):
             filled.refresh()
@@ -210,7 +217,7 @@ def test_a_worker_whose_query_fails_midway(filled: Database, monkeypatch: pytest
 def test_a_day_without_rows(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which a worker sends a header only."""
     monkeypatch.setitem(
-        workers.SQL, "copy_out", "copy (select d.* from ({day}) d where false) to stdout (format binary)"
+        workers.SQL, "copy_out", "copy (select d.* from ({part}) d where false) to stdout (format binary)"
     )
     assert filled.refresh().events == 0
 
@@ -227,10 +234,10 @@ def test_the_folding_connection_adds_up_what_nobody_has_begun(
             time.sleep(0.05)
         work(connection, source, exported, waiting, *others)
 
-    def counted(connection: Any, waiting: Any) -> int:
+    def counted(*arguments: Any) -> int:
         if slow == "after":
             time.sleep(0.02)
-        added.append(add_one(connection, waiting))
+        added.append(add_one(*arguments))
         return added[-1]
 
     monkeypatch.setattr(workers, "_work", slow_work)
