@@ -194,6 +194,13 @@ def measured(
     return sql.SQL(row[0].replace("%", "%%") if with_parameters else row[0])
 
 
+def presumed(connection: Connection, raw: Range) -> sql.SQL:
+    """Return what to write in FROM for raw events as if all were well formed; run without parameters."""
+    row = connection.execute(SQL["presumed"], raw).fetchone()
+    assert row is not None
+    return sql.SQL(row[0])
+
+
 def apply_delta(
     connection: Connection, *, derive: bool, hourly: bool, subtracts: bool = True, numbered: bool = False
 ) -> int:
@@ -218,6 +225,7 @@ def apply_delta(
         derive_fact(connection, "daily_delta", "daily_collection", "x.bucket", "x.collection_key")
         derive_fact(connection, "daily_delta", "monthly", _MONTH, "x.key_id")
         derive_fact(connection, "daily_collection_delta", "monthly_collection", _MONTH, "x.key_id")
+        _run(connection, "analyze", {"delta": "daily_collection_delta", "column": "key_id"})
         connection.execute(SQL["derive_total"])
     else:
         for rollup in rollups:

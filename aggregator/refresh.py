@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import psycopg
@@ -23,6 +23,7 @@ from aggregator import capture, fold, frontier, hourly, lookback, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
 from aggregator.errors import AggregatorError, Stopped, never
+from aggregator.raw_days import Presumption, RawDays
 from aggregator.settings import Settings
 from aggregator.workers import Workers, hired
 
@@ -45,12 +46,6 @@ _LONGER = 8
 
 _SHORTER = 5
 """Part of a step's events of which the first one of several connections is, for there only one has work."""
-
-_TOGETHER = 4
-"""Days that a worker adds up in one statement, at most: each reads all keys."""
-
-_PARTS = 16
-"""Statements that each connection has of a step, at least, so that all end at about the same time."""
 
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
@@ -106,6 +101,7 @@ class _Run:
     """The writers that it stopped waiting for: from then on it folds late changes only."""
     hours_missing: bool = False
     """The hourly rollup is on, and may have to be filled."""
+    presumption: Presumption = field(default_factory=Presumption)
 
 
 def forecast(connection: Connection) -> Forecast:
@@ -342,8 +338,9 @@ def _fold_up_to(
     expected = 0 if run.waited_for else _estimate(connection, target)
     notes: list[str] = []
     finished, mends = False, 0
-    # A step's worth of events is folded sooner than further connections are opened.
-    with hired(settings, settings.jobs - 1 if expected > settings.step_events else 0) as workers:
+    # A step's worth of events is folded sooner than further connections are opened. After a TRUNCATE all that is not sealed is to come.
+    many = expected > settings.step_events or attached.truncated
+    with hired(settings, settings.jobs - 1 if many else 0) as workers:
         while not finished:
             check()
             try:
@@ -405,20 +402,18 @@ def _fold(
     upper, more_raw = state.frontier, False
     with_hours = state.hourly_since is not None
     keys = fold.known_keys(connection)
+    step_events = _events_of_step(settings, workers, keys)
     if target is not None and _scalar(connection, "is_before", frontier=state.frontier, target=target):
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
-        upper, more_raw = _step_end(connection, state, target, _events_of_step(settings, workers, keys))
-    days = [] if state.distributed else _days(connection, state, upper)
+        upper, more_raw = _step_end(connection, state, target, step_events)
+    raw = RawDays(connection, state, state.frontier if state.distributed else upper, run.presumption)
     # Workers see no keys that this transaction adds: the first step is for one connection.
-    shared = workers is not None and len(days) > 1 and keys > 0
-    numbered = bool(days) and not shared
+    shared = workers is not None and len(raw.days) > 1 and keys > 0
+    numbered = bool(raw.days) and not shared
     connection.execute(fold.SQL["create_delta"])
     if numbered:
-        all_keys = more_raw and keys <= settings.step_events
-        fold.create_numbered(
-            connection, "daily", fold.numbered(_together(days), hours=with_hours), read_all_keys=all_keys
-        )
+        raw.add_up(read_all_keys=more_raw and keys <= step_events)
     if state.distributed and upper != state.frontier:
         connection.execute(capture.CITUS["add_raw"], {"from": state.frontier, "to": upper})
     claimed, more_late = _claim_late(connection, settings, state)
@@ -434,7 +429,7 @@ def _fold(
     events = fold.apply_delta(connection, derive=True, hourly=with_hours, subtracts=claimed > 0, numbered=numbered)
     events -= of_late
     if workers is not None and shared:
-        events += _share(connection, settings, state, workers, days, keys)
+        events += raw.share(settings, workers, keys=keys, step_events=step_events)
     return events, late, more_late or more_raw
 
 
@@ -501,68 +496,12 @@ def _step_end(connection: Connection, state: fold.State, target: str, events: in
     return (row[0], True) if row is not None else (target, False)
 
 
-def _days(connection: Connection, state: fold.State, upper: str) -> list[sql.Composed]:
-    """Return a query for each local day from the frontier to ``upper`` that has raw events: its sums, as rows of the delta.
-
-    They are run without parameters: COPY has none.
-    """
-    days: list[sql.Composed] = []
-    lower = state.frontier
-    while lower != upper:
-        row = connection.execute(
-            SQL["next_day_of_events"], {"from": lower, "to": upper, "zone": state.time_zone}
-        ).fetchone()
-        if row is None:
-            break
-        day, end = row
-        measured = fold.measured(connection, (lower, end), with_parameters=False)
-        days.append(sql.SQL(SQL["raw_day"]).format(day=sql.Literal(day), measured=measured, **state.hour))
-        lower = end
-    return days
-
-
-def _together(days: list[sql.Composed]) -> sql.Composed:
-    """Return the queries of some days as one, in parentheses, whose days the server's parallel workers share."""
-    return sql.SQL("({})").format(sql.SQL(" union all ").join(sql.SQL("({})").format(day) for day in days))
-
-
-def _share(
-    connection: Connection,
-    settings: Settings,
-    state: fold.State,
-    workers: Workers,
-    days: list[sql.Composed],
-    keys: int,
-) -> int:
-    """Add up days on several connections and fold them, some at a time; return how many events they have."""
-    hourly = state.hourly_since is not None
-    size = max(1, min(_TOGETHER, len(days) // (settings.jobs * _PARTS)))
-    queries = [_together(days[n : n + size]) for n in range(0, len(days), size)]
-    # Each query reads all keys. Where that would take longer than its events, the connection that folds numbers the keys.
-    numbered = keys * len(queries) <= _events_of_step(settings, workers, keys)
-    if numbered:
-        queries = [fold.numbered(query, hours=hourly) for query in queries]
-
-    def begin() -> None:
-        connection.execute(fold.SQL["create_delta"])
-        if numbered:
-            fold.create_none(connection, "daily", queries[0])
-
-    begin()
-    events = 0
-    for _ in workers.add_up(connection, state, queries, "daily_delta" if numbered else "delta"):
-        events += fold.apply_delta(connection, derive=True, hourly=hourly, subtracts=False, numbered=numbered)
-        begin()
-    return events
-
-
 def _estimate(connection: Connection, target: str) -> int:
-    """Return the planner's idea of how many events are to be folded up to the target."""
+    """Return the planner's idea of how many events lie between the frontier and the target."""
 
     def explain() -> int:
         with fold.looking(connection) as state:
-            start = state.sealed_until if state.truncated else state.frontier
-            plan = _scalar(connection, "estimate", **{"from": start, "to": target})
+            plan = _scalar(connection, "estimate", **{"from": state.frontier, "to": target})
             return int(plan[0]["Plan"]["Plan Rows"])
 
     return fold.with_retries(explain)

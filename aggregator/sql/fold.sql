@@ -62,16 +62,19 @@ update usage.state set repair_day = null where repair_day is not null
 select usage.measured_sql(%(signs)s::integer[], %(starts)s::timestamptz[], %(ends)s::timestamptz[],
                           %(late_from)s::timestamptz, %(late_to)s::timestamptz, 'l.sign = ' || %(late_sign)s::integer, null)
 
+-- presumed --
+select usage.presumed_sql(%s::timestamptz, %s::timestamptz)
+
 -- count_version --
 update usage.state set version = version + 1
  where exists (select from pg_temp.daily_total_delta) or exists (select from pg_temp.delta)
 
 -- create_delta --
 -- Differences that this transaction adds to the rollups. reason: null for raw events at the tail. hour: null where no
--- hour is kept.
+-- hour is kept. malformed: events were presumed to be well formed, and some are not.
 create temporary table delta (
     rollup text, bucket date, collection_id uuid, resource_type text collate "C", job_type text collate "C", model_level text collate "C",
-    event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint, reason text, hour timestamptz
+    event_count bigint, total_value numeric, secondary_value numeric, rejected_count bigint, reason text, hour timestamptz, malformed boolean
 ) on commit drop
 
 -- drop_delta --
@@ -99,7 +102,7 @@ case when e.created_at >= {since}::timestamptz then usage.hour_of(e.created_at) 
 -- numbered --
 -- Differences by the numbers of their keys; null: a key that is new (of a value of several columns IS NULL says something else).
 select x.{bucket} as bucket, k.id as key_id, k.collection_key{hour}, x.event_count, x.total_value, x.secondary_value, x.rejected_count,
-       case when k.id is null then row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns end as new_key
+       x.malformed, case when k.id is null then row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns end as new_key
   from {differences} x
   left join usage.key k on row(k.collection_id, k.resource_type, k.job_type, k.model_level)::usage.key_columns
                          = row(x.collection_id, x.resource_type, x.job_type, x.model_level)::usage.key_columns
@@ -108,12 +111,12 @@ select x.{bucket} as bucket, k.id as key_id, k.collection_key{hour}, x.event_cou
 -- By a statement that parallel workers may run where it reads no temporary table: an INSERT never is.
 create temporary table {delta} on commit drop as {numbered}
 
+-- add_numbered --
+insert into pg_temp.{delta} {numbered}
+
 -- create_none --
 -- The same table, empty.
 create temporary table {delta} on commit drop as {numbered} limit 0
-
--- add_numbered --
-insert into pg_temp.{delta} {numbered}
 
 -- known_keys --
 select coalesce(max(k.id), 0) from usage.key k

@@ -47,7 +47,7 @@ delete from usage.hourly_collection_fact f where f.hour >= %(from)s::timestamptz
 (select usage.hour_of(e.created_at) as bucket, e.collection_id, e.resource_type, e.job_type, e.model_level,
        sum(net.sign)::bigint as event_count, coalesce(sum(usage.signed(net.sign, e.value)), 0) as total_value,
        coalesce(sum(usage.signed(net.sign, e.secondary)), 0) as secondary_value,
-       coalesce(sum(net.sign) filter (where e.rejected), 0)::bigint as rejected_count
+       coalesce(sum(net.sign) filter (where e.rejected), 0)::bigint as rejected_count, false as malformed
   from {measured} e,
        lateral (select case when e.late then -e.sign else e.sign end) as net (sign)
  group by 1, 2, 3, 4, 5)

@@ -86,15 +86,6 @@ select e.created_at::text
  order by e.created_at
  limit 1
 
--- next_day_of_events --
--- The first event in a range, as its local day, and where that day ends within the range.
-select usage.local_day(e.created_at, %(zone)s)::text,
-       least(usage.day_start(usage.next_day(usage.local_day(e.created_at, %(zone)s)), %(zone)s), %(to)s::timestamptz)::text
-  from usage.event() e
- where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
- order by e.created_at
- limit 1
-
 -- any_late --
 select exists (select from usage.late_change l where l.created_at < %(frontier)s::timestamptz),
        exists (select from usage.late_change l, usage.state s where l.created_at < s.zone_valid_from)
@@ -109,14 +100,6 @@ select coalesce(
                              order by k.created_at offset %(n)s - 1 limit 1)
       order by l.created_at limit 1),
     %(frontier)s::text)
-
--- raw_day --
--- One day at a time: a small hash table stays in the processor's cache, and the rollup's rows come in order of days.
-select 'daily' as rollup, {day}::date as bucket, e.collection_id, e.resource_type, e.job_type, e.model_level,
-       count(*) as event_count, coalesce(sum(e.value), 0) as total_value, coalesce(sum(e.secondary), 0) as secondary_value,
-       count(*) filter (where e.rejected) as rejected_count, null::text as reason, {hour} as hour
-  from {measured} e
- group by e.collection_id, e.resource_type, e.job_type, e.model_level{by_hour}
 
 -- add_late --
 insert into pg_temp.delta

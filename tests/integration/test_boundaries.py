@@ -255,10 +255,10 @@ def test_two_at_once_with_the_same_new_key(db: Database, second: str, monkeypatc
         )
         db.insert("2026-01-01 11:00+00", "new")
     other: list[Background] = []
-    real = fold.number_keys
+    real = fold.number_new_keys
 
-    def beside(connection: psycopg.Connection[Any], rollup: str, *, hours: bool = False) -> None:
-        real(connection, rollup, hours=hours)
+    def beside(connection: psycopg.Connection[Any], rollup: str) -> None:
+        real(connection, rollup)
         if not other:
 
             def work() -> None:
@@ -271,7 +271,7 @@ def test_two_at_once_with_the_same_new_key(db: Database, second: str, monkeypatc
             other.append(Background(work))
             await_true(lambda: db.scalar(waits()) or not other[0].alive, "the second one reaches the lock")
 
-    monkeypatch.setattr(fold, "number_keys", beside)
+    monkeypatch.setattr(fold, "number_new_keys", beside)
     db.refresh()
     other[0].join()
     assert db.execute("select status from usage.refresh_run") == [("done",), ("done",)]

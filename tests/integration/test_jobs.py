@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from aggregator import fold, hourly, metrics, rebuild, refresh, workers
+from aggregator import fold, hourly, metrics, raw_days, rebuild, refresh, workers
 from aggregator.errors import AggregatorError
 from aggregator.metrics import Metric
 from tests.harness import Database, Mismatch, waits
@@ -163,7 +163,7 @@ def test_a_child_that_comes_and_goes_within_a_step(
     session = filled.connect()
     session.execute(b"set lock_timeout = '100ms'")
     add_up, step = workers.Workers.add_up, refresh._step
-    days = refresh._days
+    days = raw_days.RawDays._of_step
     came: list[object] = []
     went: list[object] = []
 
@@ -188,7 +188,7 @@ def test_a_child_that_comes_and_goes_within_a_step(
         finally:
             go()
 
-    monkeypatch.setattr(refresh, "_days", come)
+    monkeypatch.setattr(raw_days.RawDays, "_of_step", come)
     monkeypatch.setattr(workers.Workers, "add_up", go_when_workers_have_ended)
     monkeypatch.setattr(refresh, "_step", go_after_the_step)
     filled.refresh(jobs=jobs)
