@@ -260,7 +260,8 @@ def create_numbered(connection: Connection, rollup: str, query: sql.Composable, 
     if read_all_keys:
         connection.execute(SQL["read_all_keys"])
     _put(connection, "create_numbered", rollup, query)
-    connection.execute(SQL["look_keys_up"])
+    if read_all_keys:
+        connection.execute(SQL["look_keys_up"])
 
 
 def known_keys(connection: Connection) -> int:

@@ -102,6 +102,7 @@ class _Run:
     hours_missing: bool = False
     """The hourly rollup is on, and may have to be filled."""
     presumption: Presumption = field(default_factory=Presumption)
+    """How often events were well formed, as was presumed."""
 
 
 def forecast(connection: Connection) -> Forecast:

@@ -31,7 +31,7 @@ _AHEAD = 8
 """Parts that each worker may be ahead of the folding connection."""
 
 _AT_ONCE = 2
-"""Parts that are folded at a time, at least; a quarter of what is left, for each fold updates months."""
+"""Parts that are folded at a time, at least; a third of what is left, for each fold updates months."""
 
 _LOOK = 0.1
 """Seconds between looks at whether to go on."""
@@ -69,7 +69,7 @@ class Workers:
         try:
             left = len(parts)
             while left:
-                copied, some = 0, min(left, max(_AT_ONCE, left // 4))
+                copied, some = 0, min(left, max(_AT_ONCE, left // 3))
                 while copied < some:
                     copied += _copy_in(connection, table, ready, failures, wait=not waiting) or _add_one(
                         connection, table, waiting

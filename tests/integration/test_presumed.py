@@ -86,6 +86,7 @@ def test_a_day_with_anything_malformed_is_added_up_again(
         insert(db, day, ["7", '"8"', "null", "-3"])
     for n, (values, key, texts) in enumerate(malformed):
         insert(db, well_formed + n, values, key, **texts)
+        insert(db, well_formed + n, [], "characters", resource_type="tts")  # of that day, and in order
     db.execute(f"analyze {db.source}")
     db.refresh(jobs=jobs, step_events=10 if jobs > 1 else 1000)
     (presumption,) = presumptions

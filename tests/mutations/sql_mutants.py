@@ -52,6 +52,7 @@ EVENTS = "usage.window_events(usage.window_parts, uuid, text)"
 DAYS = "usage.days_sql(usage.window_parts, boolean, boolean, uuid, text)"
 RANGES = "usage.signed_events_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid, text)"
 METRIC = "usage.metric_sql()"
+PRESUMED_EVENTS = "usage.presumed_sql(timestamptz, timestamptz)"
 KNOWN = "usage.are_well_formed(timestamptz[], timestamptz[])"
 ZONES = "usage.daily_series(timestamptz, timestamptz, uuid, text)"
 PLANNED = "usage.planned_rows(usage.window_parts, uuid, boolean, integer[], jsonb, jsonb)"
@@ -71,6 +72,7 @@ BY_HAND = "mutations/test_mutations.py"
 BOUNDARIES = "integration/test_boundaries.py"
 ONE = "integration/test_one_collection.py"
 WELL_FORMED = "integration/test_well_formed.py"
+PRESUMED = "integration/test_presumed.py"
 ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
 
 MUTANTS = [
@@ -103,6 +105,22 @@ MUTANTS = [
     Mutant("late rejections add", "refresh.add_late", "sum(e.sign) filter", "count(*) filter", ALL),
     Mutant("all is rejected", "raw_days.raw_day", "count(*) filter (where e.rejected)", "count(*)", ALL),
     Mutant("no second value is null", "raw_days.raw_day", "coalesce(sum(e.secondary), 0)", "sum(e.secondary)", ALL),
+    Mutant("what is no number is presumed to be one", "raw_days.presumed_day", "sum(e.value) = 'NaN' or", "", PRESUMED),
+    Mutant("what is no second number is presumed to be one", "raw_days.presumed_day", "sum(e.secondary) = 'NaN' or", "", PRESUMED),
+    Mutant("41 decimals are presumed to be 40", "raw_days.presumed_day", "scale(sum(e.value)) > 40", "false", PRESUMED),
+    Mutant("41 decimals of a second value are presumed to be 40", "raw_days.presumed_day", "scale(sum(e.secondary)) > 40", "false", PRESUMED),
+    Mutant("types are presumed to be short", "raw_days.presumed_day", "octet_length(e.resource_type) > 128", "false", PRESUMED),
+    Mutant("job types are presumed to be short", "raw_days.presumed_day", "octet_length(e.job_type) > 128", "false", PRESUMED),
+    Mutant("model levels are presumed to be short", "raw_days.presumed_day", "octet_length(e.model_level) > 128", "false", PRESUMED),
+    Mutant("a group's last metric is presumed to be all", "raw_days.presumed_day", "coalesce(sum(e.secondary), 0)", "sum(e.secondary)", ALL),
+    Mutant("malformed sums stay", "raw_days.take_back", "x.bucket = any", "x.malformed and x.bucket = any", PRESUMED),
+    Mutant("a number out of bounds is a summand", PRESUMED_EVENTS,
+           "case when n.value between -1e18 and 1e18 then n.value when n.value is not null then 'NaN' end", "n.value", PRESUMED),
+    Mutant("a second number out of bounds is a summand", PRESUMED_EVENTS,
+           "case when n.secondary between -1e18 and 1e18 then n.secondary when n.secondary is not null then 'NaN' end", "n.secondary", PRESUMED),
+    Mutant("what is no number is nothing", PRESUMED_EVENTS,
+           "coalesce(usage.parsed_number(j.value), 'NaN')", "usage.parsed_number(j.value)", PRESUMED),
+    Mutant("workers know all keys", "fold.add_keys", "and not exists (select from usage.key k", "and true or exists (select from usage.key k", "integration/test_jobs.py"),
     Mutant("the last claimed instant is dropped whole", "refresh.drop_claimed", "<", "<=", ALL),
     Mutant("a change at the frontier stays", "refresh.drop_covered", ">=", ">", f"{BOUNDARIES}::test_a_change_at_the_old_frontier"),
     Mutant("a change at the end of a step goes", "refresh.drop_covered", "< %(to)s", "<= %(to)s", REFRESH,
