@@ -290,3 +290,18 @@ def test_a_wait_for_locks_blocks_nobody(db: Database, connect: Connect) -> None:
     host.execute(b"truncate public.t")
     host.rollback()
     looking.rollback()
+
+
+@pytest.mark.parametrize("place", [0, 1, 500, 999])
+@pytest.mark.parametrize(
+    ("odd", "shows"),
+    [("'NaN'", "sum(v) = 'NaN'"), ("1e-41", "scale(sum(v)) = 41"), ("round(0, 41)", "scale(sum(v)) = 41"),
+     ("case n % 2 when 0 then 1e-1000 else -1e-1000 end", "scale(sum(v)) = 1000")],
+)  # fmt: skip
+def test_a_sum_shows_its_oddest_summand(db: Database, place: int, odd: str, shows: str) -> None:
+    """N1: NaN, or the most decimals, wherever they are, also where they come to nothing; and else neither."""
+    summands = (
+        f"select case when n / 2 = {place} / 2 then {{}} else n * 0.25 end::numeric as v from generate_series(0, 999) n"
+    )
+    assert db.scalar(f"select {shows} from ({summands.format(odd)}) s") is True
+    assert db.scalar(f"select sum(v) <> 'NaN' and scale(sum(v)) = 2 from ({summands.format('1')}) s") is True
