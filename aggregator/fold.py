@@ -257,11 +257,23 @@ def create_numbered(connection: Connection, rollup: str, query: sql.Composable, 
     ``read_all_keys``: it has more rows than there are keys, or nearly.
     """
     connection.execute(SQL["settings"])
-    if read_all_keys:
-        connection.execute(SQL["read_all_keys"])
-    _put(connection, "create_numbered", rollup, query)
-    if read_all_keys:
-        connection.execute(SQL["look_keys_up"])
+    with reading_all_keys(connection) if read_all_keys else contextlib.nullcontext():
+        connection.execute(
+            sql.SQL(SQL["create_numbered"]).format(delta=sql.Identifier(f"{rollup}_delta"), numbered=query)
+        )
+
+
+@contextlib.contextmanager
+def reading_all_keys(connection: Connection) -> Iterator[None]:
+    """Have keys read all at once by the statements within, not looked up for each row; in a transaction that ends if one fails."""
+    connection.execute(SQL["read_all_keys"])
+    yield
+    connection.execute(SQL["look_keys_up"])
+
+
+def add_rows(connection: Connection, table: str, rows: sql.Composable) -> None:
+    """Add the rows of a query, without parameters, to a temporary table."""
+    connection.execute(sql.SQL(SQL["add_rows"]).format(table=sql.Identifier(table), rows=rows))
 
 
 def known_keys(connection: Connection) -> int:
@@ -269,12 +281,6 @@ def known_keys(connection: Connection) -> int:
     row = connection.execute(SQL["known_keys"]).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def create_none(connection: Connection, rollup: str, query: sql.Composable) -> None:
-    """Make ``pg_temp.<rollup>_delta`` for rows of a query that ``numbered`` returned, without any."""
-    connection.execute(SQL["settings"])
-    _put(connection, "create_none", rollup, query)
 
 
 def number_keys(connection: Connection, rollup: str, *, hours: bool = False, more: bool = False) -> None:
@@ -289,7 +295,10 @@ def number_keys(connection: Connection, rollup: str, *, hours: bool = False, mor
         bucket="hour" if rollup in HOURLY_FACTS else "bucket",
         hours=hours,
     )
-    _put(connection, "add_numbered" if more else "create_numbered", rollup, query)
+    if more:
+        add_rows(connection, f"{rollup}_delta", query)
+    else:
+        create_numbered(connection, rollup, query, read_all_keys=False)
     number_new_keys(connection, rollup)
 
 
@@ -300,10 +309,6 @@ def number_new_keys(connection: Connection, rollup: str) -> None:
         _run(connection, "analyze", {"delta": delta, "column": "key_id"})
         for block in ("add_collection_keys", "add_keys", "number_new_keys"):
             _run(connection, block, {"delta": delta})
-
-
-def _put(connection: Connection, block: str, rollup: str, query: sql.Composable) -> None:
-    connection.execute(sql.SQL(SQL[block]).format(delta=sql.Identifier(f"{rollup}_delta"), numbered=query))
 
 
 def add_fact(connection: Connection, rollup: str, *, subtracted: bool, of_total: bool = False) -> None:

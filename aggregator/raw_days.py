@@ -53,7 +53,8 @@ class RawDays:
     def __init__(self, connection: Connection, state: fold.State, upper: str, presumption: Presumption) -> None:
         self._connection, self._state, self._presumption = connection, state, presumption
         self.days = list(self._of_step(upper))
-        self._presumed = presumption.malformed * _FEW <= presumption.days and not self._any_rejected()
+        few = presumption.malformed * _FEW <= presumption.days
+        self._presumed = bool(self.days) and few and not self._any_rejected()
         if self._presumed:
             presumption.days += len(self.days)
 
@@ -105,7 +106,8 @@ class RawDays:
         def begin() -> None:
             self._connection.execute(fold.SQL["create_delta"])
             if numbered:
-                fold.create_none(self._connection, "daily", parts[0])
+                none = sql.SQL("{} limit 0").format(parts[0])
+                fold.create_numbered(self._connection, "daily", none, read_all_keys=False)
 
         begin()
         events = 0
@@ -132,9 +134,7 @@ class RawDays:
             self._presumption.malformed += len(malformed)
             self._connection.execute(sql.SQL(SQL["take_back"]).format(table=name), {"days": malformed})
             sums = self._together([day for day in self.days if day.name in malformed], presumed=False)
-            self._connection.execute(
-                sql.SQL(SQL["add_again"]).format(table=name, sums=self._numbered(sums) if numbered else sums)
-            )
+            fold.add_rows(self._connection, table, self._numbered(sums) if numbered else sums)
 
     def _numbered(self, sums: sql.Composable) -> sql.Composed:
         return fold.numbered(sums, hours=self._state.hourly_since is not None)

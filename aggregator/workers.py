@@ -100,7 +100,8 @@ def _add_one(connection: Connection, table: str, waiting: deque[sql.Composable])
         part = waiting.popleft()
     except IndexError:
         return 0
-    connection.execute(sql.SQL(SQL["add_here"]).format(table=sql.Identifier(table), part=part))
+    with fold.reading_all_keys(connection):
+        fold.add_rows(connection, table, part)
     return 1
 
 
@@ -155,7 +156,8 @@ def _work(
             connection.execute(sql.SQL(SQL["import_snapshot"]).format(snapshot=sql.Literal(exported)))
             # It is there already, held by the connection that folds; whoever waits for it is not to be waited for.
             fold.lock_source(connection, state)
-            connection.execute(SQL["settle"])
+            for block in (SQL["settle"], fold.SQL["settings"], fold.SQL["read_all_keys"]):
+                connection.execute(block)
             while not stop.is_set():
                 try:
                     part = waiting.popleft()

@@ -111,12 +111,8 @@ select x.{bucket} as bucket, k.id as key_id, k.collection_key{hour}, x.event_cou
 -- By a statement that parallel workers may run where it reads no temporary table: an INSERT never is.
 create temporary table {delta} on commit drop as {numbered}
 
--- add_numbered --
-insert into pg_temp.{delta} {numbered}
-
--- create_none --
--- The same table, empty.
-create temporary table {delta} on commit drop as {numbered} limit 0
+-- add_rows --
+insert into pg_temp.{table} {rows}
 
 -- known_keys --
 select coalesce(max(k.id), 0) from usage.key k

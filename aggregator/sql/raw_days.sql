@@ -36,6 +36,3 @@ select array_agg(distinct x.bucket::text) from pg_temp.{table} x where x.malform
 
 -- take_back --
 delete from pg_temp.{table} x where x.bucket = any(%(days)s::date[])
-
--- add_again --
-insert into pg_temp.{table} {sums}

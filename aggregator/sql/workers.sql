@@ -4,10 +4,8 @@
 set transaction snapshot {snapshot}
 
 -- settle --
--- One worker, one process. Of keys see fold.settings and fold.read_all_keys.
+-- One worker, one process.
 set local work_mem = '64MB';
-set local enable_mergejoin = off;
-set local enable_nestloop = off;
 set local max_parallel_workers_per_gather = 0
 
 -- copy_out --
@@ -15,8 +13,3 @@ copy ({part}) to stdout (format binary)
 
 -- copy_in --
 copy pg_temp.{table} from stdin (format binary)
-
--- add_here --
-set local enable_nestloop = off;
-insert into pg_temp.{table} {part};
-set local enable_nestloop to default
