@@ -29,7 +29,10 @@ _LOCK_TIMEOUT = 1.0
 """Seconds of one try to lock the state: a fold's step may take longer, and then it is tried again."""
 
 FACTS = {"daily": "day", "daily_collection": "day", "monthly": "month", "monthly_collection": "month"}
-"""The rollups that are kept by key number, each with its column of buckets; daily_total is the one other."""
+"""The rollups that are kept by key number, each with its column of buckets; daily_total is another."""
+
+QUARTERLY_FACTS = {"quarterly_collection": "quarter"}
+"""Those that a trigger keeps, which adds what is added to their months: only repairs write to them."""
 
 HOURLY_FACTS = {"hourly": "hour", "hourly_collection": "hour"}
 """Those that are kept only while usage.state.hourly_since is set."""
@@ -228,6 +231,7 @@ def apply_delta(
         _run(connection, "analyze", {"delta": "daily_collection_delta", "column": "key_id"})
         connection.execute(SQL["derive_total"])
     else:
+        rollups = rollups | QUARTERLY_FACTS
         for rollup in rollups:
             number_keys(connection, rollup)
         connection.execute(SQL["total_delta"])
@@ -318,7 +322,7 @@ def add_fact(connection: Connection, rollup: str, *, subtracted: bool, of_total:
     """
     delta = f"{rollup}_delta"
     hourly = rollup in HOURLY_FACTS
-    bucket = HOURLY_FACTS[rollup] if hourly else FACTS[rollup]
+    bucket = (FACTS | QUARTERLY_FACTS | HOURLY_FACTS)[rollup]
     row = connection.execute(
         sql.SQL(SQL["new_buckets"]).format(
             fact=sql.Identifier(f"{rollup}_fact"),

@@ -75,7 +75,14 @@ class Difference:
     """What has to be added to one rollup row to make it right. ``bucket`` is an ISO day or ``±infinity``, or an instant: an hour's."""
 
     rollup: Literal[
-        "daily", "monthly", "daily_collection", "monthly_collection", "daily_total", "hourly", "hourly_collection"
+        "daily",
+        "monthly",
+        "daily_collection",
+        "monthly_collection",
+        "quarterly_collection",
+        "daily_total",
+        "hourly",
+        "hourly_collection",
     ]
     bucket: str
     collection_id: str | None

@@ -60,7 +60,8 @@ begin
     -- Reading: the rollups, the live views, the materialized views, and the read functions. Not event, pending,
     -- rejected_event, late_change: they hold raw rows. The functions below the read functions are what the views call.
     grant select on
-        usage.daily, usage.daily_collection, usage.daily_total, usage.monthly, usage.monthly_collection, usage.metric,
+        usage.daily, usage.daily_collection, usage.daily_total, usage.monthly, usage.monthly_collection,
+        usage.quarterly_collection, usage.metric,
         usage.hourly, usage.hourly_collection,
         usage.metric_history, usage.metric_definition, usage.state, usage.daily_live, usage.monthly_live, usage.freshness, usage.trailing,
         usage.monthly_ranking, usage.view_refresh, usage.health_limit, usage.alembic_version
@@ -86,6 +87,7 @@ begin
     -- Refreshing, verifying, scheduling.
     grant select, insert, update, delete on
         usage.daily_fact, usage.daily_collection_fact, usage.daily_total, usage.monthly_fact, usage.monthly_collection_fact,
+        usage.quarterly_collection_fact,
         usage.hourly_fact, usage.hourly_collection_fact, usage.rolled_day,
         usage.late_change, usage.truncate_marker, usage.refresh_run, usage.verification, usage.restatement
         to usage_refresher;

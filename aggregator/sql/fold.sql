@@ -80,7 +80,8 @@ create temporary table delta (
 -- drop_delta --
 -- A transaction may fold several times.
 drop table if exists pg_temp.delta, pg_temp.daily_delta, pg_temp.daily_reasons, pg_temp.daily_collection_delta, pg_temp.monthly_delta,
-    pg_temp.monthly_collection_delta, pg_temp.daily_total_delta, pg_temp.hourly_delta, pg_temp.hourly_collection_delta
+    pg_temp.monthly_collection_delta, pg_temp.quarterly_collection_delta, pg_temp.daily_total_delta, pg_temp.hourly_delta,
+    pg_temp.hourly_collection_delta
 
 -- settings --
 -- Keys are costly to compare, and cheap to hash: never sort them, whatever the planner guesses of a table that has grown.

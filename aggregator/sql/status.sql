@@ -19,7 +19,7 @@ select s.source, s.capture_mode, s.lookback_days, s.title_source, s.time_zone, s
                   where t.day between usage.local_day(now(), s.time_zone) - 30 and usage.local_day(now(), s.time_zone)), 0)::float8,
        pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
                          from unnest(array['usage.daily_fact', 'usage.daily_collection_fact', 'usage.daily_total',
-                                           'usage.monthly_fact', 'usage.monthly_collection_fact',
+                                           'usage.monthly_fact', 'usage.monthly_collection_fact', 'usage.quarterly_collection_fact',
                                            'usage.hourly_fact', 'usage.hourly_collection_fact', 'usage.key']) r))
   from usage.state s, usage.freshness f
 

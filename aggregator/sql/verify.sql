@@ -12,6 +12,8 @@ select least(
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection_fact m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
+           -- One that began before is compared with each of its months.
+           (select min(q.quarter) from usage.quarterly_collection_fact q where q.quarter >= %(day)s::date),
            (select usage.local_day(l.created_at, s.time_zone) from usage.late_change l
              where l.created_at >= usage.day_start(%(day)s::date, s.time_zone) and l.created_at < s.frontier
              order by l.created_at limit 1),
@@ -74,7 +76,8 @@ update usage.state
 -- differences --
 -- What has to be added to each rollup row of the days [from, to), or up to the last bucket where to is infinity, to make
 -- it right. Expected are the raw events below the frontier, less the late changes that are not folded yet. A month is
--- the sum of its days, those outside the range as they are. Rows of a month that is no first day are taken along. With
+-- the sum of its days, those outside the range as they are; a quarter that of its months, all as they are, for what is added to
+-- these is added to it. Rows of a month that is no first day are taken along. With
 -- the hourly rollup the events are those of whole hours, so some are of the days beside.
 -- Follows: insert into pg_temp.delta with expected as materialized (…)
 , daily_difference as materialized (
@@ -153,6 +156,20 @@ select 'monthly_collection', x.month, x.collection_id, x.resource_type, null, nu
          where m.month >= usage.month_of(%(from)s::date)
            and (m.month < usage.next_month(usage.month_of(%(from)s::date)) or %(to)s::date = 'infinity')) x
  group by x.month, x.collection_id, x.resource_type
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+union all
+select 'quarterly_collection', x.quarter, x.collection_id, x.resource_type, null, null,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, null::timestamptz
+  from (select usage.quarter_of(m.month) as quarter, m.collection_id, m.resource_type, m.event_count, m.total_value, m.secondary_value, m.rejected_count
+          from usage.monthly_collection m
+         where m.month >= usage.quarter_of(%(from)s::date)
+           and (m.month < usage.next_quarter(usage.quarter_of(%(from)s::date)) or %(to)s::date = 'infinity')
+        union all
+        select q.quarter, q.collection_id, q.resource_type, -q.event_count, -q.total_value, -q.secondary_value, -q.rejected_count
+          from usage.quarterly_collection q
+         where q.quarter >= usage.quarter_of(%(from)s::date)
+           and (q.quarter < usage.next_quarter(usage.quarter_of(%(from)s::date)) or %(to)s::date = 'infinity')) x
+ group by x.quarter, x.collection_id, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 {hours}
 

@@ -79,7 +79,7 @@ def test_an_error_at_every_statement(prepared: Database, work: str) -> None:
         db.refresh()
     at = 0
     while True:
-        at += 1 if LONG or at < 10 else 3
+        at += 1 if LONG or at < 10 else 7
         more_events(db)
         if work == "rebuild":
             db.execute("update usage.state set trusted = false, distrust_reason = 'a test says so', repair_day = null")

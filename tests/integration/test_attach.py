@@ -382,7 +382,15 @@ def test_detach_and_attach_again(filled: Database) -> None:
     run(filled, "delete from {source} where note = 'event 4'")
     assert capture.detach(filled.own, filled.settings)
     assert _triggers(filled) == []
-    for table in ("daily", "monthly", "daily_collection", "monthly_collection", "daily_total", "late_change"):
+    for table in (
+        "daily",
+        "monthly",
+        "daily_collection",
+        "monthly_collection",
+        "quarterly_collection",
+        "daily_total",
+        "late_change",
+    ):
         assert filled.scalar(f"select count(*) from usage.{table}") == 0
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="not attached"):
         filled.execute("select * from usage.by_collection('-infinity')")

@@ -193,7 +193,7 @@ def test_hours_at_a_midnight_late_in_one(new_database: Any) -> None:
 
 
 ROLLUPS = {"daily_fact": "day", "daily_collection_fact": "day", "monthly_fact": "month", "monthly_collection_fact": "month",
-           "hourly_fact": "hour", "hourly_collection_fact": "hour"}  # fmt: skip
+           "quarterly_collection_fact": "quarter", "hourly_fact": "hour", "hourly_collection_fact": "hour"}  # fmt: skip
 
 
 @pytest.mark.parametrize("column", ["event_count", "total_value", "secondary_value", "rejected_count"])
@@ -219,16 +219,16 @@ def test_a_row_without_events(db: Database, rollup: str) -> None:
     db.refresh()
     if rollup == "daily_total":
         db.execute(
-            "insert into usage.daily_total select date '2026-03-01', resource_type, 1, 1, 1, 0 from usage.daily_total"
+            "insert into usage.daily_total select date '2026-04-01', resource_type, 1, 1, 1, 0 from usage.daily_total"
         )
     else:
         db.execute(
-            f"insert into usage.{rollup} select date '2026-03-01', key_id, 1, 1, 1, 0 from usage.{rollup} limit 1"
+            f"insert into usage.{rollup} select date '2026-04-01', key_id, 1, 1, 1, 0 from usage.{rollup} limit 1"
         )
     found = db.verify()
     assert found.differences == 1, found.shown
     assert db.verify(repair=True).trusted
-    assert db.scalar(f"select count(*) from usage.{rollup} where {ROLLUPS.get(rollup, 'day')} = '2026-03-01'") == 0
+    assert db.scalar(f"select count(*) from usage.{rollup} where {ROLLUPS.get(rollup, 'day')} = '2026-04-01'") == 0
     db.compare()
 
 

@@ -114,7 +114,7 @@ def hours(db: Database) -> int:
     return int(by_key)
 
 
-@pytest.fixture(params=["plain", "partitioned"])
+@pytest.fixture(params=some(["partitioned", "plain"], 2))
 def dense(request: pytest.FixtureRequest, new_database: Any) -> Database:
     """A plain, and a partitioned, source with events of some weeks: attached, not refreshed."""
     db: Database = new_database(**({} if request.param == "plain" else {"source_table": PARTITIONED}))
@@ -266,7 +266,7 @@ def test_a_delete_that_is_not_folded_yet_is_filled_in(db: Database) -> None:
     assert db.verify().differences == 0
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
+@pytest.mark.parametrize("zone", some(["Asia/Kathmandu", "UTC"], 2))
 @pytest.mark.parametrize(
     "tamper",
     [
@@ -324,7 +324,7 @@ def test_a_metric_changes(db: Database) -> None:
     assert db.verify().differences == 0
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
+@pytest.mark.parametrize("zone", some(["Asia/Kathmandu", "UTC"], 2))
 def test_truncate_and_fill_again(new_database: Any, zone: str) -> None:
     """Half filled or whole, after a TRUNCATE hours begin anew from the first."""
     db: Database = new_database(zone=zone)
@@ -612,7 +612,7 @@ def _scenario(db: Database) -> None:
         db.refresh()
 
 
-@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
+@pytest.mark.parametrize("zone", some(["Asia/Kathmandu", "UTC"], 2))
 def test_unbroken(new_database: Any, zone: str) -> None:
     """What the mutations break is exact as the product is."""
     db: Database = new_database(zone=zone)

@@ -15,18 +15,18 @@ from psycopg import errors
 from aggregator import fold, hourly, metrics, raw_days, rebuild, refresh, workers
 from aggregator.errors import AggregatorError
 from aggregator.metrics import Metric
-from tests.harness import Database, Mismatch, waits
+from tests.harness import Database, Mismatch, some, waits
 
 DAYS = 40
 
-FACTS = ("daily", "daily_collection", "monthly", "monthly_collection", "daily_total")
+FACTS = ("daily", "daily_collection", "monthly", "monthly_collection", "quarterly_collection", "daily_total")
 
 
 NUMBERED_BY = {"as many keys as there are": None, "keys numbered by workers": 1, "by who folds": 10**9}
 """Where keys are numbered is decided by how many are known: what refresh is to take for it."""
 
 
-@pytest.fixture(params=list(NUMBERED_BY)[1:])
+@pytest.fixture(params=some(list(NUMBERED_BY)[1:], 2))
 def filled(db: Database, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Database:
     """Some thousand events of forty days; steps of 150, or 1,200 with jobs, so that there are several of several days."""
     if (known := NUMBERED_BY[request.param]) is not None:

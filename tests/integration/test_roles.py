@@ -54,7 +54,15 @@ def test_reader_reads_answers_and_no_raw_rows(with_roles: Database) -> None:
         expected = usage_overview(db.connection)
         db.connection.execute(b"set local role usage_reader")
         assert usage_overview(db.connection).as_contract() == expected.as_contract()
-        for view in ("daily_live", "monthly_live", "freshness", "daily", "monthly_collection", "metric_definition"):
+        for view in (
+            "daily_live",
+            "monthly_live",
+            "freshness",
+            "daily",
+            "monthly_collection",
+            "quarterly_collection",
+            "metric_definition",
+        ):
             db.connection.execute(f"select count(*) from usage.{view}".encode())
         db.connection.execute(b"select trusted from usage.freshness")
         db.connection.execute(b"select d.unit, m.unit from usage.daily_live d, usage.monthly_live m")

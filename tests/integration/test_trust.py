@@ -491,7 +491,12 @@ def test_source_dropped(filled: Database) -> None:
     settled(filled)
 
 
-ROLLUPS = ("daily", "monthly", "daily_collection", "monthly_collection", "daily_total")
+ROLLUPS = ("daily", "monthly", "daily_collection", "monthly_collection", "daily_total", "quarterly_collection")
+
+
+def bucket_of(rollup: str) -> str:
+    """Return the name of a rollup's bucket."""
+    return {"monthly": "month", "quarterly": "quarter"}.get(rollup.split("_", maxsplit=1)[0], "day")
 
 
 def table_of(rollup: str) -> str:
@@ -503,7 +508,7 @@ def table_of(rollup: str) -> str:
 @pytest.mark.parametrize("damage", ["changed", "deleted", "invented", "emptied"])
 def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
     """verify names a rollup row that is wrong, missing or invented; --repair mends exactly that and records it."""
-    bucket = "month" if rollup.startswith("monthly") else "day"
+    bucket = bucket_of(rollup)
     table, key, of_key = table_of(rollup), "key_id", "(select min(id) from usage.key where resource_type = 'invented')"
     if rollup == "daily_total":
         key, of_key = "resource_type", "'invented'"
@@ -516,7 +521,7 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
             f" where ctid = (select min(ctid) from {table})",
             "deleted": f"delete from {table} where ctid = (select max(ctid) from {table})",
             "invented": f"insert into {table} ({bucket}, {key}, event_count, total_value, secondary_value, rejected_count)"
-            f" values ('2020-02-01', {of_key}, 1, 2, 3, 4)",
+            f" values ('2020-01-01', {of_key}, 1, 2, 3, 4)",
             "emptied": f"delete from {table}",
         }[damage]
     )
@@ -529,7 +534,7 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
         assert [(d.event_count, str(d.total_value)) for d in found.shown] == [(-2, "-0.001")]
     if damage == "invented":
         assert [(d.bucket, d.resource_type, d.event_count, d.rejected_count) for d in found.shown] == [
-            ("2020-02-01", "invented", -1, -4)
+            ("2020-01-01", "invented", -1, -4)
         ]
     repaired = plain.verify(repair=True)
     assert repaired.differences == found.differences
@@ -542,13 +547,13 @@ def test_corrupted_rollup(plain: Database, rollup: str, damage: str) -> None:
 @pytest.mark.parametrize("to", ["elsewhere", "infinity", "-infinity"])
 def test_row_in_another_bucket(plain: Database, rollup: str, to: str) -> None:
     """A rollup row that was moved is found where it is and where it ought to be, and counts once after the repair."""
-    bucket, table = "month" if rollup.startswith("monthly") else "day", table_of(rollup)
-    if bucket == "month":
+    bucket, table = bucket_of(rollup), table_of(rollup)
+    if bucket != "day":
         with pytest.raises(psycopg.errors.CheckViolation):
-            plain.execute(f"update {table} set month = month + 9")
-        plain.execute(f"alter table {table} drop constraint {rollup}_fact_month")
+            plain.execute(f"update {table} set {bucket} = {bucket} + 9")
+        plain.execute(f"alter table {table} drop constraint {rollup}_fact_{bucket}")
     # A row of the first bucket, to where there is none like it.
-    target = f"{bucket} {'+' if bucket == 'month' else '-'} 9" if to == "elsewhere" else f"'{to}'"
+    target = f"{bucket} {'-' if bucket == 'day' else '+'} 9" if to == "elsewhere" else f"'{to}'"
     plain.execute(
         f"update {table} set {bucket} = {target} where ctid = (select ctid from {table} order by {bucket} limit 1)"
     )

@@ -88,7 +88,7 @@ def windows_of(bounds: list[str]) -> Windows:
 
 @pytest.mark.parametrize(
     ("zone", "instant", "hours"),
-    some([*((*case, False) for case in TRANSITIONS), *((*TRANSITIONS[n], True) for n in (3, 5, 6, 8, 11))], 3),
+    some([*((*case, False) for case in TRANSITIONS), *((*TRANSITIONS[n], True) for n in (3, 5, 6, 8, 11))], 5),
 )
 def test_windows_around_a_transition(new_database: Any, zone: str, instant: str, hours: bool) -> None:
     """Windows cut at any instant around a transition equal the raw query: unrefreshed, half refreshed and refreshed."""

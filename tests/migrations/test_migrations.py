@@ -151,6 +151,21 @@ def test_an_upgrade_from_the_first_release(empty: Database) -> None:
     assert catalog(empty.dsn) == after
 
 
+def test_a_snapshot_from_before_an_upgrade(empty: Database) -> None:
+    """A reader that began before quarters were filled does not look for them, in functions that are new to it."""
+    migrations.upgrade_to("0009", empty.settings)
+    empty.connection.execute((Path(__file__).parent / "attached_0009.sql").read_bytes())
+    windows = [("-infinity", None, None), ("2024-02-01 00:00+01", None, COLLECTIONS[0])]
+    with empty.connect() as session, snapshot(session):
+        session.execute(b"select from public.nodes")  # now there is one
+        migrations.upgrade(empty.settings)
+        assert empty.scalar("select count(*) from usage.quarterly_collection_fact") > 1
+        assert session.execute(b"select count(*) from usage.quarterly_collection_fact").fetchone() == (0,)
+        compare(session, "Europe/Oslo", windows)
+    with snapshot(empty.connection):
+        compare(empty.connection, "Europe/Oslo", windows)
+
+
 def test_several_at_once(empty: Database) -> None:
     """Three migrates at the same moment: one does the work, and none fails."""
     done: list[tuple[str | None, str]] = []

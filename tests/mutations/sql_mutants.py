@@ -49,6 +49,7 @@ SUMS = "usage.window_sums(timestamptz, timestamptz, uuid, boolean, boolean, bool
 FACT = "usage.fact_sql(text, date, date, integer, integer[], text)"
 HOUR_FACT = "usage.hour_fact_sql(text, timestamptz, timestamptz, integer, integer[], text, text)"
 EVENTS = "usage.window_events(usage.window_parts, uuid, text)"
+QUARTERS = "usage.keep_quarters()"
 DAYS = "usage.days_sql(usage.window_parts, boolean, boolean, uuid, text)"
 RANGES = "usage.signed_events_sql(integer[], timestamptz[], timestamptz[], timestamptz, timestamptz, text, uuid, text)"
 METRIC = "usage.metric_sql()"
@@ -72,6 +73,7 @@ BY_HAND = "mutations/test_mutations.py"
 BOUNDARIES = "integration/test_boundaries.py"
 ONE = "integration/test_one_collection.py"
 WELL_FORMED = "integration/test_well_formed.py"
+OF_QUARTERS = "integration/test_quarters.py"
 PRESUMED = "integration/test_presumed.py"
 ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
 
@@ -206,6 +208,18 @@ MUTANTS = [
     Mutant("no late change is looked for", EVENTS, "l.created_at >= p.late_from", "l.created_at > p.late_to", ALL),
     Mutant("the foot is the head", EVENTS, "array[p.head_sign, p.foot_sign]", "array[p.foot_sign, p.head_sign]", ALL),
     Mutant("days on the right are left out", DAYS, "least(p.right_to, last)", "p.right_from", ALL),
+    Mutant("a quarter begins before the window", DAYS, "if quarter_from < p.month_from then", "if false then", OF_QUARTERS),
+    Mutant("a quarter ends behind the window", DAYS, "quarter_to := usage.quarter_of(p.month_to);", "quarter_to := usage.next_quarter(usage.quarter_of(p.month_to));", OF_QUARTERS),
+    Mutant("months behind the quarters are left out", DAYS, "quarter_to, last_month, 1", "last_month, last_month, 1", OF_QUARTERS),
+    Mutant("months before the quarters are left out", DAYS, "least(quarter_from, last_month)", "case when quarter_from < p.month_to then p.month_from else last_month end", OF_QUARTERS),
+    Mutant("keys of AI are read from quarters", DAYS, "if not by_key and coalesce(position('*' in bucket) = 0, true)", "if coalesce(position('*' in bucket) = 0, true)", OF_QUARTERS),
+    Mutant("months are told apart in quarters", DAYS, "coalesce(position('*' in bucket) = 0, true)", "true", f"{OF_QUARTERS} {TOTALS}"),
+    Mutant("quarters are read before they are filled", DAYS, " and (select s.has_quarters from usage.state s)", "", "migrations/test_migrations.py::test_a_snapshot_from_before_an_upgrade"),
+    Mutant("what a month loses stays in its quarter", QUARTERS, "-o.total_value", "0 * o.total_value", OF_QUARTERS),
+    Mutant("a quarter of nothing stays", QUARTERS, "f.event_count = 0", "false", OF_QUARTERS),
+    Mutant("quarters outlive their months", QUARTERS, "truncate usage.quarterly_collection_fact;", "", OF_QUARTERS),
+    Mutant("a quarter is compared with the months of the range", "verify.differences", "where m.month >= usage.quarter_of(%(from)s::date)", "where m.month >= usage.month_of(%(from)s::date)", OF_QUARTERS),
+    Mutant("a stray quarter is overlooked", "verify.next_bucket", "(select min(q.quarter) from usage.quarterly_collection_fact q where q.quarter >= %(day)s::date),", "", f"{BOUNDARIES}::test_a_row_without_events"),
     Mutant("days on the left are added", DAYS, "least(p.left_to, last), p.left_sign", "least(p.left_to, last), abs(p.left_sign)", ALL),
     Mutant("a bucket too many", FACT, "f.%I >= %L::date and f.%I < %L::date", "f.%I >= %L::date and f.%I <= %L::date", ALL),
     Mutant("a bucket too many of a collection", FACT, "buckets - 1", "buckets", ALL),

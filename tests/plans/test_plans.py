@@ -248,6 +248,20 @@ def test_keys_are_hashed_and_never_sorted(history: Database) -> None:
     assert any(_sorted_groups(history, read) for read in reads)
 
 
+def test_a_year_is_read_from_quarters(history: Database) -> None:
+    """And from the two months at most before the first one, so from far fewer rows than twelve months have."""
+    read = "select * from usage.by_collection(now() - interval '365 days')"
+
+    def rows(relation: str) -> int:
+        return sum(node["Actual Rows"] for node in nodes_done(history, read) if node.get("Relation Name") == relation)
+
+    quarters, months = rows("quarterly_collection_fact"), rows("monthly_collection_fact")
+    assert quarters > 0
+    history.execute("update usage.state set has_quarters = false")
+    assert rows("quarterly_collection_fact") == 0
+    assert rows("monthly_collection_fact") > 1.4 * (quarters + months)
+
+
 def test_a_read_works_out_its_window_without_reading_events(history: Database) -> None:
     """Finding the parts of a window touches usage.state, catalogs, metrics and the late changes of partitions that are gone."""
     plans = plans_of(history, "select usage.window_parts(now() - interval '30 days', null)")

@@ -305,3 +305,27 @@ def test_a_sum_shows_its_oddest_summand(db: Database, place: int, odd: str, show
     )
     assert db.scalar(f"select {shows} from ({summands.format(odd)}) s") is True
     assert db.scalar(f"select sum(v) <> 'NaN' and scale(sum(v)) = 2 from ({summands.format('1')}) s") is True
+
+
+def test_statement_triggers_of_an_upsert(db: Database) -> None:
+    """Q1: rows that were added come to the trigger of INSERT, those that were changed to that of UPDATE, old and new."""
+    db.execute(
+        "create table public.u (k integer primary key, n integer); insert into public.u values (1, 10), (2, 20);"
+        "create table public.seen (operation text, is_new boolean, k integer, n integer);"
+        "create function public.note() returns trigger language plpgsql as $$ begin"
+        " if tg_op <> 'DELETE' then insert into public.seen select tg_op, true, r.* from new_rows r; end if;"
+        " if tg_op <> 'INSERT' then insert into public.seen select tg_op, false, r.* from old_rows r; end if;"
+        " return null; end $$;"
+        "create trigger i after insert on public.u referencing new table as new_rows for each statement"
+        " execute function public.note();"
+        "create trigger u after update on public.u referencing new table as new_rows old table as old_rows for each statement"
+        " execute function public.note();"
+        "create trigger d after delete on public.u referencing old table as old_rows for each statement"
+        " execute function public.note();"
+        "insert into public.u as u values (1, 5), (3, 7), (4, 9) on conflict (k) do update set n = u.n + excluded.n;"
+        "delete from public.u where k > 2"
+    )
+    assert db.execute("select * from public.seen order by operation, is_new, k") == [
+        ("DELETE", False, 3, 7), ("DELETE", False, 4, 9), ("INSERT", True, 3, 7), ("INSERT", True, 4, 9),
+        ("UPDATE", False, 1, 10), ("UPDATE", True, 1, 15),
+    ]  # fmt: skip
