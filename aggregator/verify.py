@@ -152,6 +152,7 @@ def verify(
     shown: list[Difference] = []
     day = resumed_from or since or state.sealed_day
     differ: list[str] = []
+    before: str | None = None
     while True:
         check()
         chunk = fold.with_retries(
@@ -163,8 +164,14 @@ def verify(
                 fold.with_retries(lambda day=day: _record_nothing(connection, day, until or "infinity", repair=repair))  # type: ignore[misc]
             break
         found, some = fold.with_retries(
-            lambda chunk=chunk: _verify_chunk(  # type: ignore[misc]
-                connection, state, *chunk, repair=repair, run=None if doubt is None else run, reason=reason
+            lambda chunk=chunk, before=before: _verify_chunk(  # type: ignore[misc]
+                connection,
+                state,
+                *chunk,
+                before=before,
+                repair=repair,
+                run=None if doubt is None else run,
+                reason=reason,
             ),
             check,
         )
@@ -174,7 +181,7 @@ def verify(
         if found and not repair:
             _distrust(connection, differ[0], chunk[1])
         shown += some[: SHOWN_DIFFERENCES - len(shown)]
-        day = chunk[1]
+        before, day = chunk
         progress(VerifyProgress(*chunk, differences))
         if day == "infinity":
             break
@@ -286,6 +293,7 @@ def _verify_chunk(
     day_from: str,
     day_to: str,
     *,
+    before: str | None,
     repair: bool,
     run: int | None,
     reason: str | None,
@@ -294,10 +302,10 @@ def _verify_chunk(
         if state.truncated:
             raise TruncatedError
         days = {"from": day_from, "to": day_to}
-        row = connection.execute(SQL["bounds"], days).fetchone()
+        row = connection.execute(SQL["bounds"], {**days, "before": before}).fetchone()
         assert row is not None
         connection.execute(fold.SQL["create_delta"])
-        start, end, hour_from, hour_to, *whole_hours = row
+        quarter, start, end, hour_from, hour_to, *whole_hours = row
         if state.distributed:
             expected: sql.Composable = sql.SQL(SQL["expected_distributed"])
         else:
@@ -311,6 +319,7 @@ def _verify_chunk(
             sql.SQL("insert into pg_temp.delta with expected as materialized ({}){}").format(expected, differences),
             {
                 **days,
+                "quarter": quarter,
                 "start": start,
                 "end": end,
                 "hour_from": hour_from,

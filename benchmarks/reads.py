@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import mean
 from typing import Any
 
 import psycopg
@@ -143,6 +144,25 @@ class Reads:
                     f"{days} days to the second, {what}", window, subject="hourly",
                     more={HOURLY: partial(ours, window), HOURLY_WHOLE: whole},
                 )  # fmt: skip
+        if 30 in fitting:
+            self._average(30)
+
+    def _average(self, days: int) -> None:
+        """Measure windows that begin at any time of the day, one in every three hours, at another part of the hour each."""
+        assert self.hourly is not None
+        windows = [self._window(days, minutes=(n - 4) * 180 + n * 60 // 8 + 4) for n in range(8)]
+        what = f"{days} days to the second, from eight times of the day on, the average"
+        values = self.record.interleave(
+            f"hourly, {what}",
+            {
+                **{
+                    name: partial(lambda database: mean(_ours_alone(database, window) for window in windows), database)
+                    for name, database in ((ROLLUPS, self.full), (HOURLY, self.hourly))
+                },
+                HOURLY_WHOLE: partial(_ours_alone, self.hourly, self._whole(days)),
+            },
+        )
+        self.record.add(Measurement("hourly", what, "ms", values))
 
     def _window(
         self, days: int, collection: str | None = None, *, minutes: int = 0, ended: bool = False

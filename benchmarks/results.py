@@ -188,6 +188,14 @@ TARGETS = [
         for what in ("noon", "half past twelve, where an hour is cut most")
         for base, limit, at_least in ((RAW, ratio, True), (HOURLY_WHOLE, 2, False))
     ),
+    Target(
+        "hourly",
+        "30 days to the second, from eight times of the day on, the average",
+        2,
+        against=HOURLY_WHOLE,
+        ours=HOURLY,
+        at_least=False,
+    ),
     Target("reads", "by collection, 30 whole days", 1, against="TimescaleDB"),
     Target("reads", "by collection, 365 whole days", 5, against="TimescaleDB"),
     *(

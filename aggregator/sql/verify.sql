@@ -76,8 +76,8 @@ update usage.state
 -- differences --
 -- What has to be added to each rollup row of the days [from, to), or up to the last bucket where to is infinity, to make
 -- it right. Expected are the raw events below the frontier, less the late changes that are not folded yet. A month is
--- the sum of its days, those outside the range as they are; a quarter that of its months, all as they are, for what is added to
--- these is added to it. Rows of a month that is no first day are taken along. With
+-- the sum of its days, those outside the range as they are; a quarter, from the one of a given day on, that of its months, all as
+-- they are, for what is added to these is added to it. Rows of a month that is no first day are taken along. With
 -- the hourly rollup the events are those of whole hours, so some are of the days beside.
 -- Follows: insert into pg_temp.delta with expected as materialized (…)
 , daily_difference as materialized (
@@ -162,13 +162,11 @@ select 'quarterly_collection', x.quarter, x.collection_id, x.resource_type, null
        sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, null::timestamptz
   from (select usage.quarter_of(m.month) as quarter, m.collection_id, m.resource_type, m.event_count, m.total_value, m.secondary_value, m.rejected_count
           from usage.monthly_collection m
-         where m.month >= usage.quarter_of(%(from)s::date)
-           and (m.month < usage.next_quarter(usage.quarter_of(%(from)s::date)) or %(to)s::date = 'infinity')
+         where m.month >= %(quarter)s::date and (m.month < usage.next_quarter(usage.quarter_of(%(from)s::date)) or %(to)s::date = 'infinity')
         union all
         select q.quarter, q.collection_id, q.resource_type, -q.event_count, -q.total_value, -q.secondary_value, -q.rejected_count
           from usage.quarterly_collection q
-         where q.quarter >= usage.quarter_of(%(from)s::date)
-           and (q.quarter < usage.next_quarter(usage.quarter_of(%(from)s::date)) or %(to)s::date = 'infinity')) x
+         where q.quarter >= %(quarter)s::date and (q.quarter < usage.next_quarter(usage.quarter_of(%(from)s::date)) or %(to)s::date = 'infinity')) x
  group by x.quarter, x.collection_id, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 {hours}
@@ -203,9 +201,12 @@ select 'hourly_collection', usage.local_day(x.hour, s.time_zone), x.collection_i
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 
 -- bounds --
--- The instants of a range of days, as far as it lies below the frontier; the hours that it touches, as far as there are any
--- and their raw events (null: none), and the instants of those.
-select x.start::text, x.stop::text, x.hour_from::text, x.hour_to::text,
+-- The first quarter to compare: that of the range, unless the range before was in it. The instants of a range of days, as far
+-- as it lies below the frontier; the hours that it touches, as far as there are any and their raw events (null: none), and the
+-- instants of those.
+select (case when usage.quarter_of(%(before)s::date) = usage.quarter_of(%(from)s::date) then usage.next_quarter(usage.quarter_of(%(from)s::date))
+             else usage.quarter_of(%(from)s::date) end)::text,
+       x.start::text, x.stop::text, x.hour_from::text, x.hour_to::text,
        coalesce(least(x.start, x.hour_from), x.start)::text, coalesce(least(greatest(x.stop, x.hour_to), x.frontier), x.stop)::text
   from (select b.start, b.stop, b.frontier, h.hour_from,
                case when h.hour_from is not null and %(to)s::date = 'infinity' then 'infinity'

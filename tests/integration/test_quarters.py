@@ -57,6 +57,12 @@ def test_windows_of_months(monthly: Database, start: int) -> None:
     monthly.compare(windows[::5])
 
 
+def test_what_a_snapshot_from_before_has(monthly: Database) -> None:
+    """No quarters, and a state that says so: months are read."""
+    monthly.execute("delete from usage.quarterly_collection_fact; update usage.state set has_quarters = false")
+    monthly.compare([("2024-01-01 00:00+00", "2025-01-01 00:00+00", None), ("-infinity", None, None)])
+
+
 def test_whatever_changes_months_changes_their_quarters(monthly: Database) -> None:
     """Folds, repairs and whoever writes to months by hand."""
     assert monthly.scalar("select count(*) from usage.quarterly_collection") > 9
@@ -92,6 +98,7 @@ def test_both_a_month_and_its_quarter_are_wrong(monthly: Database) -> None:
     assert {difference.rollup for difference in found.shown} == {"monthly_collection", "quarterly_collection"}
     assert monthly.verify(repair=True).trusted
     assert monthly.verify().differences == 0
+    assert monthly.verify(since="2024-06-10").differences == 0  # a quarter is compared with all of its months
     assert quarters_differ(monthly) == 0
     monthly.compare([("2024-01-01 00:00+00", "2025-01-01 00:00+00", None)])
     assert monthly.scalar("select count(*) from usage.restatement where rollup = 'quarterly_collection'") > 0
