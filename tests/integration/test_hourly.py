@@ -125,7 +125,7 @@ def dense(request: pytest.FixtureRequest, new_database: Any) -> Database:
     return db
 
 
-@pytest.mark.parametrize("zone", some(ZONES, 3))
+@pytest.mark.parametrize("zone", some(ZONES, 5))
 def test_on_from_the_start(new_database: Any, zone: str) -> None:
     """With hours, windows are exact to the microsecond: refreshed, half refreshed, with late changes."""
     db: Database = new_database(zone=zone)
