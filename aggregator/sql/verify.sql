@@ -12,7 +12,7 @@ select least(
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection_fact m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
-           -- One that began before is compared with each of its months.
+           -- One that began before is compared with the first range that lies in it.
            (select min(q.quarter) from usage.quarterly_collection_fact q where q.quarter >= %(day)s::date),
            (select usage.local_day(l.created_at, s.time_zone) from usage.late_change l
              where l.created_at >= usage.day_start(%(day)s::date, s.time_zone) and l.created_at < s.frontier

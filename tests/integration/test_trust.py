@@ -496,7 +496,7 @@ ROLLUPS = ("daily", "monthly", "daily_collection", "monthly_collection", "daily_
 
 def bucket_of(rollup: str) -> str:
     """Return the name of a rollup's bucket."""
-    return {"monthly": "month", "quarterly": "quarter"}.get(rollup.split("_", maxsplit=1)[0], "day")
+    return (fold.FACTS | fold.QUARTERLY_FACTS).get(rollup, "day")
 
 
 def table_of(rollup: str) -> str:
