@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -46,6 +48,10 @@ class Writes:
         """Measure everything."""
         self._single("single-row inserts at the tail, synchronous_commit on", TAIL, commit="on")
         self._single("single-row inserts at the tail, synchronous_commit off", TAIL, commit="off")
+        self._single(
+            "single-row inserts at the tail, synchronous_commit off, client and server on one CPU",
+            TAIL, commit="off", together=True,
+        )  # fmt: skip
         self._single("late single-row inserts, synchronous_commit on", LATE, commit="on")
         self._single("late single-row inserts, synchronous_commit off", LATE, commit="off")
         self._multi_row(f"inserts of {MANY} rows at the tail, synchronous_commit off", TAIL)
@@ -72,7 +78,7 @@ class Writes:
                 database.connection.execute("reset synchronous_commit")
         self.record.add(Measurement("writes", what, "/s", values))
 
-    def _single(self, what: str, age: str, *, commit: str) -> None:
+    def _single(self, what: str, age: str, *, commit: str, together: bool = False) -> None:
         """Each row its own transaction."""
         parameters = {"collection": self.collection, "age": age}
 
@@ -80,7 +86,12 @@ class Writes:
             for _ in range(BLOCK):
                 connection.execute(SQL["insert_one"], parameters, prepare=True)
 
-        with self.record.attempt(f"writes, {what}"):
+        connections = [database.connection for database in self.databases.values()]
+        with self.record.attempt(f"writes, {what}"), placed(connections, together=together) as done:
+            if not done:
+                self.record.size.notes.append(
+                    f"writes, {what}: on whatever CPUs the processes came to be, so the ratios may be chance"
+                )
             self._rates(what, BLOCK, work, commit=commit)
 
     def _multi_row(self, what: str, age: str) -> None:
@@ -142,6 +153,47 @@ class Writes:
                 for name, database in self.databases.items()
             }
             self.record.add(Measurement("writes", what, "ms", self.record.interleave(f"writes, {what}", works)))
+
+
+@contextlib.contextmanager
+def placed(connections: Iterable[psycopg.Connection[Any]], *, together: bool) -> Iterator[bool]:
+    """Keep this thread on one CPU, and the server's processes on another, or on the same; give whether that could be done.
+
+    A round trip takes half as long if client and server share a CPU (no other has to be woken) and the scheduler leaves a pair
+    where it happens to be for minutes: without this, what is compared is where the processes are.
+    """
+    were: dict[int, set[int]] = {}
+
+    def restore() -> None:
+        for pid, cpus in were.items():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(pid, cpus)
+        were.clear()
+
+    try:
+        cpus = sorted(os.sched_getaffinity(0))
+        for pid in (0, *(_local_process(connection) for connection in connections)):
+            if pid is None or len(cpus) < 2:
+                raise OSError("nowhere to go")
+            were[pid] = os.sched_getaffinity(pid)
+            os.sched_setaffinity(pid, {cpus[1 if together or pid == 0 else 0]})
+    except (AttributeError, OSError):  # not Linux; a process of another machine, or of another user
+        restore()
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        restore()
+
+
+def _local_process(connection: psycopg.Connection[Any]) -> int | None:
+    """Return the server's process of a connection, if it is one of this machine."""
+    pid = connection.info.backend_pid
+    with contextlib.suppress(OSError):
+        if connection.info.host.startswith("/") and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"postgres: "):
+            return pid
+    return None
 
 
 def _copy_and_roll_back(database: Database, data: bytes, patience: int | None) -> float:

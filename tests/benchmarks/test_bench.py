@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 
 from benchmarks import bench, report, results
 from benchmarks.measure import DifferentError, Recorder
 from benchmarks.results import HOURLY, RAW, ROLLUPS, Measurement, Results, Size
+from benchmarks.writes import placed
 
 PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
 
@@ -93,6 +97,30 @@ def test_a_contender_that_had_its_time_rests() -> None:
     """A contender over its budget is not measured again; if its first time was over already, that one counts."""
     record = Recorder(argparse.Namespace(repeat=3, budget=-1.0), Size(1, 1))
     assert record.interleave("case", {"slow": lambda: 1.0}) == {"slow": [1.0]}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="there is nothing to choose from"
+)
+def test_single_inserts_are_measured_on_known_cpus(server: str) -> None:
+    """Client and server are kept on one CPU each, or on one together, and let go; none is touched if one is elsewhere."""
+    here = os.sched_getaffinity(0)
+    with psycopg.connect(server) as one, psycopg.connect(server) as other:
+        pids = [one.info.backend_pid, other.info.backend_pid]
+        for together in (False, True):
+            with placed([one, other], together=together) as done:
+                assert done
+                mine = os.sched_getaffinity(0)
+                theirs = [os.sched_getaffinity(pid) for pid in pids]
+                assert len(mine) == 1
+                assert len(theirs[0]) == 1
+                assert theirs[0] == theirs[1]
+                assert (theirs[0] == mine) == together
+            assert [os.sched_getaffinity(pid) for pid in (0, *pids)] == [here] * 3
+        elsewhere = SimpleNamespace(info=SimpleNamespace(backend_pid=pids[1], host="db.example.org"))
+        with placed([one, elsewhere], together=False) as done:  # type: ignore[list-item]
+            assert not done
+            assert [os.sched_getaffinity(pid) for pid in (0, *pids)] == [here] * 3
 
 
 def test_ratios() -> None:
