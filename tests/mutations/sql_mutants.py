@@ -57,6 +57,8 @@ PRESUMED_EVENTS = "usage.presumed_sql(timestamptz, timestamptz)"
 KNOWN = "usage.are_well_formed(timestamptz[], timestamptz[])"
 ZONES = "usage.daily_series(timestamptz, timestamptz, uuid, text)"
 PLANNED = "usage.planned_rows(usage.window_parts, uuid, boolean, integer[], jsonb, jsonb)"
+DOUBT = "usage.fingerprint_doubt()"
+FINGERPRINT = "usage.fingerprint()"
 CHOICE = "usage.collection_rows(timestamptz, timestamptz, uuid, boolean)"
 
 REFRESH = "integration/test_refresh.py"
@@ -274,6 +276,15 @@ MUTANTS = [
     Mutant("a sequence left behind is no doubt", "usage.doubt()", "if isfinite(s.frontier)", "if false", "integration/test_restore.py"),
     Mutant("a sequence put right is no doubt", "usage.doubt()", "<> s.doubts then", "< s.doubts then", "integration/test_restore.py"),
     Mutant("a fingerprint is no doubt", "usage.doubt()", "return usage.fingerprint_doubt()", "return null", TRUST),
+    Mutant("an ordinary table has no children", DOUBT, "c.relhassubclass or ", "", TRUST),
+    Mutant("an ordinary table is logged", DOUBT, " or c.relpersistence <> 'p' as is_odd", " as is_odd", TRUST),
+    Mutant("no partition came and went", DOUBT, " and not look.partitioned", "", TRUST),
+    Mutant("any fingerprint will do", DOUBT, "if now_is = s.fingerprint and", "if", TRUST),
+    Mutant("a tree is its root", FINGERPRINT, "if (select c.relkind = 'r' from pg_class c where c.oid = root)", "if true", TRUST),
+    Mutant("a trigger that is off tells of a TRUNCATE", FINGERPRINT, " and t.tgenabled = enabled", "", TRUST),
+    Mutant("a trigger that is off fires", FINGERPRINT, "t.tgenabled::text", "'A'", TRUST),
+    Mutant("a collection has all titles", "usage.by_collection(timestamptz, timestamptz, uuid)", "c.id = by_collection.collection", "true", ONE),
+    Mutant("a collection has all titles for AI", "usage.ai_drilldown(timestamptz, timestamptz, uuid)", "c.id = ai_drilldown.collection", "true", ONE),
     Mutant("days that moved are no doubt", "usage.doubt()", "known like '% moved %'", "false", "upgrades/test_time_zone_data.py"),
     # One collection, by the statement that is planned once: for types, and for keys of AI.
     Mutant("days of types add", PLANNED, "b.sign * f.event_count, b.sign * f.total_value, b.sign * f.secondary_value\n                                  from unnest(days, day_signs) b (day, sign),\n                                       lateral (select x.* from usage.daily_collection_fact x", "b.sign * f.event_count, f.total_value, b.sign * f.secondary_value\n                                  from unnest(days, day_signs) b (day, sign),\n                                       lateral (select x.* from usage.daily_collection_fact x", ONE),
