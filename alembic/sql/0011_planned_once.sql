@@ -95,17 +95,18 @@ begin
     if look.is_odd then
     with recursive tree as ($$),
                        ($$
-    if found then
-        return format(case relation.kind$$, $$
+    -- After a TRUNCATE all is folded anew in any case.$$, $$
     end if;
-    if look.is_odd and found then
-        return format(case relation.kind$$),
+    -- After a TRUNCATE all is folded anew in any case.$$),
                        ($$
     now_is := usage.fingerprint();$$, $$
     now_is := usage.fingerprint();
     if now_is = s.fingerprint and not look.partitioned then
         return null;
-    end if;$$)) p (old, new)
+    end if;$$),
+                       ($$
+    if s.capture_mode = 'always' and (select relkind from pg_class c where c.oid = s.source_oid) = 'p'$$, $$
+    if s.capture_mode = 'always' and look.partitioned$$)) p (old, new)
     loop
         if position(patched.old in text) = 0 then
             raise 'migration 0011 does not know this usage.fingerprint_doubt';
