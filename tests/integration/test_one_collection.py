@@ -50,7 +50,7 @@ select '{COLLECTIONS[0]}', 'ai', jsonb_build_object('tokens_in', %(tokens)s + n,
 """
 
 
-def _fill(db: Database) -> None:
+def fill(db: Database) -> None:
     """Fold three quarters of the events; leave others late, some deleted, some corrected, and a few above the frontier."""
     instants = [*BEGINNINGS, *(end for end in ENDS if end)]
     for first in (1, 2, 3):
@@ -73,14 +73,14 @@ def _fill(db: Database) -> None:
         )
 
 
-def _used(db: Database, window: Window) -> dict[str, set[str]]:
+def used(db: Database, window: Window) -> dict[str, set[str]]:
     """Return by which function each section of a window is read."""
     arguments = ", ".join("null" if value is None else f"'{value}'" for value in window)
     return {
         section: {
             node["Function Name"]
             for node in nodes_done(db, f"select * from usage.{section}({arguments})")
-            if node.get("Function Name") in {"planned_rows", "window_rows"}
+            if node.get("Function Name") in {"planned_rows", "planned_by_collection", "window_rows"}
         }
         for section in ("by_collection", "ai_drilldown")
     }
@@ -95,7 +95,7 @@ def test_every_cut_of_a_window(new_database: Callable[..., Database], zone: str,
     """Of months, days and hours, from either side, with late changes in all of them: as the raw query says."""
     db = new_database(zone=zone)
     db.attach()
-    _fill(db)
+    fill(db)
     if hours:
         hourly.turn_on(db.own)
         assert hourly.fill(db.own, db.settings).done
@@ -103,7 +103,7 @@ def test_every_cut_of_a_window(new_database: Callable[..., Database], zone: str,
         db.days_only()
     assert db.scalar("select count(*) from usage.late_change") > 100
     db.compare(WINDOWS, live=False)
-    assert all(_used(db, window) == OWN for window in WINDOWS[:: len(ENDS)])
+    assert all(used(db, window) == OWN for window in WINDOWS[:: len(ENDS)])
     db.refresh()
     db.compare(WINDOWS, live=False)
 
@@ -131,7 +131,7 @@ def test_a_plan_that_is_kept_sees_what_changes(db: Database) -> None:
 def test_an_old_snapshot_reads_as_it_was(db: Database) -> None:
     """A statement that was planned before is run in a snapshot from before a refresh, and a later one, in turns."""
     window = [("2024-01-20 05:00+00", None, COLLECTIONS[0])]
-    _fill(db)
+    fill(db)
     reader = db.connect()
     with snapshot(reader):
         compare(reader, db.zone, window, live=False)
@@ -156,13 +156,13 @@ OTHER_INDEXES = (
 
 def test_where_it_would_not_do(db: Database) -> None:
     """Without such an index, over several machines, or of very many keys, each window is planned by itself."""
-    _fill(db)
+    fill(db)
     windows: list[Window] = [WINDOWS[0], ("2024-05-20 03:10+00", "2024-05-27 18:00+00", COLLECTIONS[0])]
 
     def planned_once() -> bool:
-        used = [_used(db, window) for window in windows]
-        assert used in ([OWN] * 2, [OTHER] * 2)
-        return used[0] == OWN
+        found = [used(db, window) for window in windows]
+        assert found in ([OWN] * 2, [OTHER] * 2)
+        return found[0] == OWN
 
     assert planned_once()
     db.execute(f"drop index public.{INDEX}")
@@ -186,27 +186,27 @@ def test_where_it_would_not_do(db: Database) -> None:
         " select %s, 'ai', jsonb_build_object('job_type', n), '2024-05-21 12:00+00' from generate_series(1, 200) n", (COLLECTIONS[0],),
     )  # fmt: skip
     db.refresh()
-    assert [_used(db, window) for window in windows] == [OWN | {"ai_drilldown": {"window_rows"}}] * 2
+    assert [used(db, window) for window in windows] == [OWN | {"ai_drilldown": {"window_rows"}}] * 2
     db.compare(WINDOWS[-5:], live=False)
 
 
 def test_a_metric_of_two_definitions(db: Database) -> None:
     """Below the seal 'ai' adds up something else than above: then each window is planned by itself."""
-    _fill(db)
-    assert _used(db, WINDOWS[0]) == OWN
+    fill(db)
+    assert used(db, WINDOWS[0]) == OWN
     seal.seal(db.own, db.settings, "2024-03-01")
     metrics.set_metric(db.own, metrics.Metric("ai", value_key="tokens_out"))
-    assert _used(db, WINDOWS[0]) == OTHER
+    assert used(db, WINDOWS[0]) == OTHER
 
 
 def test_far_windows(db: Database) -> None:
     """From the year 1 on there are more months than are looked up one by one; from any instant the answer is the same."""
-    _fill(db)
+    fill(db)
     for since, until in (("-infinity", None), ("0001-01-01 BC", None), ("0001-02-01", "2024-05-20 09:45+00"), ("1024-01-01", None),
                          ("2024-01-20 05:00+00", "infinity"), ("9999-12-31", None), ("infinity", None)):  # fmt: skip
         db.compare([(since, until, COLLECTIONS[0]), (since, until, COLLECTIONS[6])], live=False)
-    assert _used(db, ("0001-02-01", None, COLLECTIONS[0])) == OTHER
-    assert _used(db, ("2004-02-01", None, COLLECTIONS[0])) == OWN
+    assert used(db, ("0001-02-01", None, COLLECTIONS[0])) == OTHER
+    assert used(db, ("2004-02-01", None, COLLECTIONS[0])) == OWN
     for at in ("-infinity", "0001-01-01 BC", "9999-12-31 23:59:59+00", "infinity"):
         db.insert(at, "ai", 0, '{"tokens_in": 1}')
     for _ in range(2):
@@ -219,5 +219,5 @@ def test_a_partitioned_source(partitioned: Database) -> None:
     """Has its statements planned one by one: a plan for all windows would have all partitions."""
     partitioned.execute("create index on public.events (collection_id, created_at)")
     window = ("2024-01-20 05:00+00", None, COLLECTIONS[0])
-    assert _used(partitioned, window) == OTHER
+    assert used(partitioned, window) == OTHER
     partitioned.compare([window, ("now-7", "now-3", COLLECTIONS[1])], live=False)

@@ -59,6 +59,11 @@ ZONES = "usage.daily_series(timestamptz, timestamptz, uuid, text)"
 PLANNED = "usage.planned_rows(usage.window_parts, uuid, boolean, integer[], jsonb, jsonb)"
 DOUBT = "usage.fingerprint_doubt()"
 FINGERPRINT = "usage.fingerprint()"
+ALL_PLANNED = "usage.planned_by_collection(usage.window_parts, jsonb, jsonb)"
+ALL_CHOICE = "usage.by_collection(timestamptz, timestamptz, uuid)"
+EXPECTED = "usage.expected_events(usage.window_parts)"
+WHOLE_QUARTERS = "usage.whole_quarters(usage.window_parts)"
+KEYS = "usage.planned_keys(boolean)"
 CHOICE = "usage.collection_rows(timestamptz, timestamptz, uuid, boolean)"
 
 REFRESH = "integration/test_refresh.py"
@@ -74,6 +79,7 @@ LOOKBACK = "integration/test_lookback.py"
 BY_HAND = "mutations/test_mutations.py"
 BOUNDARIES = "integration/test_boundaries.py"
 ONE = "integration/test_one_collection.py"
+OF_ALL = "integration/test_planned_windows.py"
 WELL_FORMED = "integration/test_well_formed.py"
 OF_QUARTERS = "integration/test_quarters.py"
 PRESUMED = "integration/test_presumed.py"
@@ -210,13 +216,13 @@ MUTANTS = [
     Mutant("no late change is looked for", EVENTS, "l.created_at >= p.late_from", "l.created_at > p.late_to", ALL),
     Mutant("the foot is the head", EVENTS, "array[p.head_sign, p.foot_sign]", "array[p.foot_sign, p.head_sign]", ALL),
     Mutant("days on the right are left out", DAYS, "least(p.right_to, last)", "p.right_from", ALL),
-    Mutant("a quarter begins before the window", DAYS, "if quarter_from < p.month_from then", "if false then", OF_QUARTERS),
-    Mutant("a quarter ends behind the window", DAYS, "quarter_to := usage.quarter_of(p.month_to);", "quarter_to := usage.next_quarter(usage.quarter_of(p.month_to));", OF_QUARTERS),
-    Mutant("months behind the quarters are left out", DAYS, "quarter_to, last_month, 1", "last_month, last_month, 1", OF_QUARTERS),
-    Mutant("months before the quarters are left out", DAYS, "least(quarter_from, last_month)", "case when quarter_from < p.month_to then p.month_from else last_month end", OF_QUARTERS),
+    Mutant("a quarter begins before the window", WHOLE_QUARTERS, "if quarter_from < p.month_from then", "if false then", OF_QUARTERS),
+    Mutant("a quarter ends behind the window", WHOLE_QUARTERS, "quarter_to := usage.quarter_of(p.month_to);", "quarter_to := usage.next_quarter(usage.quarter_of(p.month_to));", OF_QUARTERS),
+    Mutant("months behind the quarters are left out", DAYS, "quarters.quarter_to, last_month, 1", "last_month, last_month, 1", OF_QUARTERS),
+    Mutant("months before the quarters are left out", DAYS, "least(quarters.quarter_from, last_month)", "case when quarters.quarter_from < p.month_to then p.month_from else last_month end", OF_QUARTERS),
     Mutant("keys of AI are read from quarters", DAYS, "if not by_key and coalesce(position('*' in bucket) = 0, true)", "if coalesce(position('*' in bucket) = 0, true)", OF_QUARTERS),
     Mutant("months are told apart in quarters", DAYS, "coalesce(position('*' in bucket) = 0, true)", "true", f"{OF_QUARTERS} {TOTALS}"),
-    Mutant("quarters are read before they are filled", DAYS, " and (select s.has_quarters from usage.state s)", "", OF_QUARTERS),
+    Mutant("quarters are read before they are filled", WHOLE_QUARTERS, "(select s.has_quarters from usage.state s)", "true", OF_QUARTERS),
     Mutant("what a month loses stays in its quarter", QUARTERS, "-o.total_value", "0 * o.total_value", OF_QUARTERS),
     Mutant("a quarter of nothing stays", QUARTERS, "f.event_count = 0", "false", OF_QUARTERS),
     Mutant("quarters outlive their months", QUARTERS, "truncate usage.quarterly_collection_fact;", "", OF_QUARTERS),
@@ -312,17 +318,59 @@ MUTANTS = [
     Mutant("one collection's second value is its first", PLANNED, "secondary_keys ->> r", "value_keys ->> r", ONE, times=2),
     Mutant("types of nothing are shown for one collection", PLANNED, "having sum(r.event_count) <> 0", "", ONE, times=2),
     Mutant("all of a collection is AI", PLANNED, "where r.resource_type = 'ai'", "where true", ONE),
-    Mutant("two definitions are today's", CHOICE, "not exists (select from usage.metric_history)" , "true", ONE),
-    Mutant("a partial index has all", CHOICE, "i.indpred is null", "true", ONE),
-    Mutant("any index leads to a range", CHOICE, "pg_get_indexdef(i.indexrelid, 2, false) = 'created_at'", "true", ONE),
-    Mutant("any order leads to a collection", CHOICE, "pg_get_indexdef(i.indexrelid, 1, false) = 'collection_id'", "true", ONE),
-    Mutant("a block range index looks up", CHOICE, "pg_index_column_has_property(i.indexrelid, 1, 'orderable')", "true", ONE),
-    Mutant("a plan has all partitions", CHOICE, "pg_relation_filenode(i.indexrelid) is not null", "true", ONE),
-    Mutant("a plan reaches several machines", CHOICE, " where not s.distributed", "", ONE),
+    Mutant("two definitions are today's", KEYS, "not exists (select from usage.metric_history)" , "true", ONE),
+    Mutant("a partial index has all", KEYS, "i.indpred is null", "true", ONE),
+    Mutant("any index leads to a range", KEYS, "pg_get_indexdef(i.indexrelid, 2, false) = 'created_at'", "true", ONE),
+    Mutant("any order leads to a collection", KEYS, "pg_get_indexdef(i.indexrelid, 1, false) = 'collection_id'", "true", ONE),
+    Mutant("a block range index looks up", KEYS, "pg_index_column_has_property(i.indexrelid, 1, 'orderable')", "true", ONE),
+    Mutant("a plan has all partitions", KEYS, "pg_relation_filenode(i.indexrelid) is not null", "true", ONE),
+    Mutant("a plan reaches several machines", KEYS, " where not s.distributed", "", ONE),
     Mutant("any number is looked up", CHOICE, "if at_most >= 0 and", "if", ONE),
     Mutant("any months are looked up", CHOICE, "coalesce(p.month_to <= p.month_from + at_most * 28, true)", "true", ONE),
     Mutant("AI is asked for types", CHOICE, "usage.keys_of(collection, ai)", "usage.keys_of(collection, false)", ONE),
     Mutant("the other sections are swapped", CHOICE, "collection, not ai, ai, false, false)", "collection, ai, not ai, false, false)", ONE),
+    # All collections.
+    Mutant("quarters of all are left out", ALL_PLANNED, "f.quarter < quarters.quarter_to", "false", OF_QUARTERS, times=2),
+    Mutant("months of all before quarters are left out", ALL_PLANNED, "f.month < quarters.quarter_from", "false", OF_ALL, times=2),
+    Mutant("months of all behind quarters begin before them", ALL_PLANNED, "f.month >= quarters.quarter_to", "f.month >= p.month_from", OF_QUARTERS, times=2),
+    Mutant("days of all on the left are added", ALL_PLANNED, "f.day >= case when p.left_sign > 0 then p.left_from end", "f.day >= p.left_from", OF_ALL, times=2),
+    Mutant("days of all on the left are not taken off", ALL_PLANNED, "f.day >= case when p.left_sign < 0 then p.left_from end", "false", OF_ALL, times=2),
+    Mutant("days of all on the right are added", ALL_PLANNED, "f.day >= case when p.right_sign > 0 then p.right_from end", "f.day >= p.right_from", OF_ALL, times=2),
+    Mutant("days of all on the right are not taken off", ALL_PLANNED, "f.day >= case when p.right_sign < 0 then p.right_from end", "false", OF_ALL, times=2),
+    Mutant("days of all end late", ALL_PLANNED, "f.day < p.right_to", "f.day <= p.right_to", OF_ALL, times=4),
+    Mutant("hours of all end late", ALL_PLANNED, "x.hour < h.to_hour", "x.hour <= h.to_hour", OF_ALL, times=4),
+    Mutant("hours of all are not added", ALL_PLANNED, "where h.sign > 0", "where false", OF_ALL, times=2),
+    Mutant("hours of all are not taken off", ALL_PLANNED, "where h.sign < 0", "where false", OF_ALL, times=2),
+    Mutant("the foot of all is the head", ALL_PLANNED, "array[p.head_sign, p.foot_sign]", "array[p.foot_sign, p.head_sign]", OF_ALL),
+    Mutant("hours of all have no cuts", ALL_PLANNED, "|| p.cut_signs", "|| '{}'::integer[]", OF_ALL),
+    Mutant("more ranges than there is room for", ALL_PLANNED, "coalesce(cardinality(minus_from), 0) <= 2 and ", "", f"{OF_ALL} {HOURLY}"),
+    Mutant("more ranges to be added than there is room for", ALL_PLANNED, "coalesce(cardinality(plus_from), 0) <= 2 and ", "", f"{OF_ALL} {HOURLY}"),
+    Mutant("edges of all are known", ALL_PLANNED, "usage.are_well_formed(starts, ends)", "true", f"{OF_ALL} {WELL_FORMED}"),
+    Mutant("known edges of all are read again", ALL_PLANNED, "            signs := null;\n            starts := null;\n            ends := null;\n", "", OF_ALL),
+    Mutant("unknown edges of all are known as well", ALL_PLANNED, "            plus_from := null;\n            minus_from := null;\n", "", OF_ALL),
+    Mutant("the second range of all is left out", ALL_PLANNED, "created_at < plus_to[2]", "false", OF_ALL),
+    Mutant("a closed tail of all is open", ALL_PLANNED, "case when p.tail_to is null then p.tail_from end", "p.tail_from", OF_ALL),
+    Mutant("a closed tail of all is none", ALL_PLANNED, "if p.tail_to is not null then", "if false then", OF_ALL),
+    Mutant("the end of time is not in an open tail", ALL_PLANNED, "e.created_at <= 'infinity'", "e.created_at < 'infinity'", OF_QUARTERS),
+    Mutant("late changes of all end late", ALL_PLANNED, "l.created_at < p.late_to", "true", OF_ALL),
+    Mutant("gaps between hours of all are forgotten", ALL_PLANNED, "where l.created_at >= g.from_at and", "where false and", OF_ALL),
+    Mutant("late changes of all go with the rest", ALL_PLANNED, " and open_from is null and not any_late then", " and open_from is null then", OF_ALL),
+    Mutant("an open tail of all goes with the rest", ALL_PLANNED, " and open_from is null and not any_late then", " and not any_late then", OF_ALL),
+    Mutant("raw values of all have no sign", ALL_PLANNED, "usage.signed(e.sign, e.value)", "e.value", OF_ALL),
+    Mutant("second values of all are first ones", ALL_PLANNED, "secondary_keys ->> r", "value_keys ->> r", OF_ALL, times=5),
+    Mutant("types of nothing are shown for all", ALL_PLANNED, "having sum(k.event_count) <> 0", "", OF_ALL),
+    Mutant("types of nothing in whole days are shown for all", ALL_PLANNED, "where r.event_count <> 0", "", OF_ALL),
+    Mutant("sums of nothing are null for all", ALL_PLANNED, "coalesce(sum(k.total_value), 0)", "sum(k.total_value)", OF_ALL),
+    Mutant("types of all have any order", ALL_PLANNED, ', r.resource_type collate "C" nulls last', "", OF_ALL, times=2),
+    Mutant("any index leads to all", KEYS, "else pg_get_indexdef(i.indexrelid, 1, false) = 'created_at'", "else true", OF_ALL),
+    Mutant("a collection's index leads to all", KEYS, "case when of_one then", "case when true then", OF_ALL),
+    Mutant("any number of events is planned once", ALL_CHOICE, "if usage.expected_events(p) < 500000 then", "if true then", OF_ALL),
+    Mutant("one collection is all", ALL_CHOICE, "if by_collection.collection is null then", "if true then", ONE),
+    Mutant("cuts are not expected", EXPECTED, "array[p.head_from, p.foot_from, p.tail_from]", "array[null, null, p.tail_from]", OF_ALL),
+    Mutant("the future is expected", EXPECTED, "least(x.to_at, now())", "x.to_at", OF_ALL),
+    Mutant("no events are as many as all", EXPECTED, "is not false then", "then", OF_ALL),
+    Mutant("all events are as many as none", EXPECTED, "else 'infinity' end", "else 0 end", OF_ALL),
+    Mutant("a week is a day", EXPECTED, "last - 7", "last - 1", OF_ALL),
     # Days of other time zones.
     Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", f"{BOUNDARIES}::test_a_clock_set_back_past_midnight"),
     Mutant("hours that a midnight cuts count whole", ZONES, "format('f.hour <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
