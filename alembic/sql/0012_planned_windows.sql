@@ -39,21 +39,19 @@ declare
     -- No rollup row lies past the frontier's day.
     last       constant date := usage.next_day(usage.local_day(p.frontier, p.zone));
     last_month constant date := least(p.month_to, usage.next_month(usage.month_of(last)));
-    quarters   record;
+    quarter_from date := p.month_to;
+    quarter_to   date := p.month_to;
 begin
     if not by_months then
         return usage.fact_sql('daily' || level, p.day_from, least(p.day_to, last), 1, keys, bucket);
     end if;
     if not by_key and coalesce(position('*' in bucket) = 0, true) then
-        quarters := usage.whole_quarters(p);
-    else
-        select p.month_to as quarter_from, p.month_to as quarter_to into quarters;
+        select q.quarter_from, q.quarter_to into quarter_from, quarter_to from usage.whole_quarters(p) q;
     end if;
     return nullif(concat_ws(' union all ',
-        usage.fact_sql('quarterly' || level, quarters.quarter_from,
-                       least(quarters.quarter_to, usage.next_quarter(usage.quarter_of(last))), 1, keys, bucket),
-        usage.fact_sql('monthly' || level, p.month_from, least(quarters.quarter_from, last_month), 1, keys, bucket),
-        usage.fact_sql('monthly' || level, quarters.quarter_to, last_month, 1, keys, bucket),
+        usage.fact_sql('quarterly' || level, quarter_from, least(quarter_to, usage.next_quarter(usage.quarter_of(last))), 1, keys, bucket),
+        usage.fact_sql('monthly' || level, p.month_from, least(quarter_from, last_month), 1, keys, bucket),
+        usage.fact_sql('monthly' || level, quarter_to, last_month, 1, keys, bucket),
         usage.fact_sql('daily' || level, p.left_from, least(p.left_to, last), p.left_sign, keys, bucket),
         usage.fact_sql('daily' || level, p.right_from, least(p.right_to, last), p.right_sign, keys, bucket)), '');
 end $$;
@@ -65,7 +63,7 @@ declare
     last    constant date := usage.local_day(p.frontier, p.zone);
     seconds double precision;
 begin
-    select case when bool_and(isfinite(r.from_at)) is not false then sum(extract(epoch from r.to_at - r.from_at)) filter (where isfinite(r.from_at)) else 'infinity' end
+    select sum(extract(epoch from r.to_at) - extract(epoch from r.from_at))  -- of -infinity it is -infinity
       into seconds
       from (select x.from_at, least(x.to_at, now()) as to_at
               from unnest(array[p.head_from, p.foot_from, p.tail_from] || p.cut_from,
@@ -181,7 +179,9 @@ declare
     signs      integer[];      -- ranges of raw events, each with a sign, of which nothing is known
     starts     timestamptz[];
     ends       timestamptz[];
-    plus_from  timestamptz[];  -- and ranges with well formed events, to be added or taken off, two of each at most
+    -- And ranges with well formed events, to be added or taken off: two of each, as each has its branch, which costs a row less
+    -- than a loop over ranges.
+    plus_from  timestamptz[];
     plus_to    timestamptz[];
     minus_from timestamptz[];
     minus_to   timestamptz[];

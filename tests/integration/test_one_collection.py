@@ -130,18 +130,18 @@ def test_a_plan_that_is_kept_sees_what_changes(db: Database) -> None:
 
 def test_an_old_snapshot_reads_as_it_was(db: Database) -> None:
     """A statement that was planned before is run in a snapshot from before a refresh, and a later one, in turns."""
-    window = [("2024-01-20 05:00+00", None, COLLECTIONS[0])]
+    windows = [("2024-01-20 05:00+00", None, COLLECTIONS[0]), ("2024-01-20 05:00+00", None, None)]
     fill(db)
     reader = db.connect()
     with snapshot(reader):
-        compare(reader, db.zone, window, live=False)
+        compare(reader, db.zone, windows, live=False)
         db.refresh()
         db.execute("delete from public.resource_usage_log where id % 3 = 0")
-        compare(reader, db.zone, window, live=False)
-        db.compare(window, live=False)
+        compare(reader, db.zone, windows, live=False)
+        db.compare(windows, live=False)
         db.refresh()
-        compare(reader, db.zone, window, live=False)
-        db.compare(window, live=False)
+        compare(reader, db.zone, windows, live=False)
+        db.compare(windows, live=False)
 
 
 OTHER_INDEXES = (
@@ -218,6 +218,7 @@ def test_far_windows(db: Database) -> None:
 def test_a_partitioned_source(partitioned: Database) -> None:
     """Has its statements planned one by one: a plan for all windows would have all partitions."""
     partitioned.execute("create index on public.events (collection_id, created_at)")
-    window = ("2024-01-20 05:00+00", None, COLLECTIONS[0])
-    assert used(partitioned, window) == OTHER
-    partitioned.compare([window, ("now-7", "now-3", COLLECTIONS[1])], live=False)
+    windows: list[Window] = [("2024-01-20 05:00+00", None, collection) for collection in (COLLECTIONS[0], None)]
+    for window in windows:
+        assert used(partitioned, window) == OTHER
+    partitioned.compare([*windows, ("now-7", "now-3", COLLECTIONS[1]), ("now-7", "now-3", None)], live=False)

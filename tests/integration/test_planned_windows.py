@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from aggregator import hourly, metrics, seal
-from tests.harness import HOURLY, Database, compare, snapshot
+from tests.harness import HOURLY, Database
 from tests.integration.test_one_collection import ENDS, WINDOWS, Window, fill, used
 
 ALL: list[Window] = [(since, until, None) for since, until, _ in WINDOWS]
@@ -83,22 +83,6 @@ def test_a_plan_that_is_kept_sees_what_changes(db: Database) -> None:
         db.compare(windows, live=False)
 
 
-def test_an_old_snapshot_reads_as_it_was(db: Database) -> None:
-    """A statement that was planned before is run in a snapshot from before a refresh, and a later one, in turns."""
-    window = [("2024-01-20 05:00+00", None, None)]
-    fill(db)
-    reader = db.connect()
-    with snapshot(reader):
-        compare(reader, db.zone, window, live=False)
-        db.refresh()
-        db.execute("delete from public.resource_usage_log where id % 3 = 0")
-        compare(reader, db.zone, window, live=False)
-        db.compare(window, live=False)
-        db.refresh()
-        compare(reader, db.zone, window, live=False)
-        db.compare(window, live=False)
-
-
 def test_where_it_would_not_do(db: Database) -> None:
     """Without the index, over several machines, or with metrics of two definitions, each window is planned by itself."""
     fill(db)
@@ -126,12 +110,6 @@ def test_where_it_would_not_do(db: Database) -> None:
     assert _is_planned_once(db, FEW[0])
     metrics.set_metric(db.own, metrics.Metric("ai", value_key="tokens_out"))
     assert not _is_planned_once(db, FEW[0])
-
-
-def test_a_partitioned_source(partitioned: Database) -> None:
-    """Has its statements planned one by one: a plan for all windows would have all partitions."""
-    assert not _is_planned_once(partitioned, FEW[0])
-    partitioned.compare([FEW[0], ("now-7", "now-3", None)], live=False)
 
 
 def _expected(db: Database, since: str, until: str | None = None) -> float:
