@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from aggregator import capture, fold, frontier, hourly, lookback, verify
+from aggregator import capture, fold, frontier, hourly, lookback, marks, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
 from aggregator.errors import AggregatorError, Stopped, never
@@ -40,6 +40,9 @@ sequence left behind."""
 
 _FILL_SECONDS = 30.0
 """For which a refresh fills the past of the hourly rollup at most; the next one goes on."""
+
+_MARK_SECONDS = 10.0
+"""For which a refresh makes marks in dense hours at most, likewise."""
 
 _LONGER = 8
 """Times as many events in a step of several connections, at least: all but one rest while a step's last days are folded."""
@@ -99,8 +102,10 @@ class _Run:
     frontier: str = "-infinity"
     waited_for: tuple[str, ...] = ()
     """The writers that it stopped waiting for: from then on it folds late changes only."""
+    with_hours: bool = False
+    """The hourly rollup is on."""
     hours_missing: bool = False
-    """The hourly rollup is on, and may have to be filled."""
+    """And may have to be filled."""
     presumption: Presumption = field(default_factory=Presumption)
     """How often events were well formed, as was presumed."""
 
@@ -149,6 +154,8 @@ def refresh(
         notes += _fold_up_to(connection, settings, run, state, target, progress, check)
         if run.hours_missing:  # for a while, so that the frontier does not wait for it
             hourly.fill(connection, settings, seconds=_FILL_SECONDS, check=check)
+        if run.with_hours:
+            marks.make(connection, settings, seconds=_MARK_SECONDS, check=check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
             notes.append(f"trust is off, so reads are slow: {doubt}")
@@ -387,6 +394,7 @@ def _step(
     run.events += events
     run.late_changes += late
     run.frontier = reached
+    run.with_hours = state.hourly_since is not None
     run.hours_missing = state.hourly_since not in {None, "-infinity"}
     return not more
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from psycopg import sql
 
-from aggregator import fold, frontier
+from aggregator import fold, frontier, marks
 from aggregator import sql as sql_files
 from aggregator.db import Connection, transaction
 from aggregator.errors import AggregatorError, UsageError, never
@@ -83,6 +83,7 @@ class Difference:
         "daily_total",
         "hourly",
         "hourly_collection",
+        "mark",
     ]
     bucket: str
     collection_id: str | None
@@ -339,6 +340,13 @@ def _verify_chunk(
             if repair:
                 connection.execute(fold.SQL["restate"], {"run": None, "below": None})
                 fold.apply_delta(connection, derive=False, hourly=state.hourly_since is not None)
+        if hour_from is not None:  # to repair days lets go of their marks
+            wrong = marks.differences(connection, start, end)
+            count += len(wrong)
+            some += [
+                Difference("mark", at, collection, resource_type, None, None, events, total, secondary, 0)
+                for at, collection, resource_type, events, total, secondary in wrong
+            ]
         if repair:
             connection.execute(SQL["forget_leaves"], {"start": start, "end": end})
             connection.execute(SQL["note_days"], days)

@@ -88,7 +88,7 @@ begin
     grant select, insert, update, delete on
         usage.daily_fact, usage.daily_collection_fact, usage.daily_total, usage.monthly_fact, usage.monthly_collection_fact,
         usage.quarterly_collection_fact,
-        usage.hourly_fact, usage.hourly_collection_fact, usage.rolled_day,
+        usage.hourly_fact, usage.hourly_collection_fact, usage.six_hours, usage.mark_fact, usage.rolled_day,
         usage.late_change, usage.truncate_marker, usage.refresh_run, usage.verification, usage.restatement
         to usage_refresher;
     grant select, insert on usage.key to usage_refresher;

@@ -426,6 +426,7 @@ def test_sealed_hours(new_database: Any, zone: str) -> None:
 
 def test_a_seal_comes_down_before_the_fill(db: Database) -> None:
     """Hours of a part of a sealed day cannot cut it: the raw events of the rest may be gone."""
+    db.days_only()
     fill(db, 300)
     db.refresh()
     hourly.turn_on(db.own)
@@ -524,6 +525,7 @@ def test_status_says_when_it_would_pay(db: Database, monkeypatch: pytest.MonkeyP
     def line() -> str:
         return dict(read_status(db.own, db.settings).lines())["hourly rollup"]
 
+    db.days_only()
     assert line() == "off"
     db.execute(
         "insert into public.resource_usage_log (resource_type, created_at)"

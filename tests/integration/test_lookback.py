@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from psycopg import conninfo, sql
 
-from aggregator import capture, lookback, nightly, purge, rebuild, refresh, seal, status, usage_overview, verify
+from aggregator import capture, hourly, lookback, nightly, purge, rebuild, refresh, seal, status, usage_overview, verify
 from aggregator.errors import UsageError
 from tests.harness import Database, Hooked, Mismatch, compare, snapshot, some
 from tests.integration.sources import PARTITIONED_DDL, fill
@@ -171,7 +171,17 @@ def test_the_tail_is_live_and_exact(looked: Database) -> None:
     noon = db.scalar("select (date_trunc('day', now()) - interval '36 hours')::text")
     later = db.scalar("select (date_trunc('day', now()) - interval '35 hours')::text")
     db.insert(noon, "tts", 2, '{"characters": 17}')
+    db.days_only()
     assert _receipt(db, noon, later) == (True, [])
+    _compare_windows(db, (noon, later, None))
+    # By hours it would miss the change, and says so.
+    hourly.turn_on(db.own)
+    hourly.fill(db.own, db.settings)
+    db.insert(noon, "tts", 2, '{"characters": 19}')
+    exact, reasons = _receipt(db, noon, later)
+    assert not exact
+    assert [reason.partition(":")[0] for reason in reasons] == ["capture is lookback"]
+    db.refresh()
     _compare_windows(db, (noon, later, None))
 
 

@@ -167,7 +167,7 @@ def test_a_source_without_triggers(new_database: Any) -> None:
     """Where late changes are not seen, nothing is known."""
     db = new_database(capture="lookback", lookback_grace=0)
     db.execute(EVENTS, (1, 1))
-    db.attach()
+    db.attach(hourly=False)
     db.refresh()
     assert not _known(db, HEAD)
     _add(db, "2024-05-10 17:00+00", "ai", '{"tokens_in": 1e19}')

@@ -30,9 +30,9 @@ insert into public.resource_usage_log (collection_id, resource_type, detail, cre
     ('00000000-0000-0000-0000-000000000007', 'cas', '{"size_bytes": "many"}', '2024-06-05 12:00+02'),
     ('00000000-0000-0000-0000-000000000001', 'whisper', '{"duration_seconds": 0.5}', '2024-08-29 00:30+02');
 """
-# Triggers on months fill the quarters.
+# Triggers on months fill the quarters, on hours what is to be marked.
 NOT_KEPT = {
-    "alembic_version", "state", "metric", "job", "health_limit", "view_refresh", "refresh_run", "verification", "quarterly_collection_fact",
+    "alembic_version", "state", "metric", "job", "health_limit", "view_refresh", "refresh_run", "verification", "quarterly_collection_fact", "six_hours",
 }  # fmt: skip
 FUNCTIONS = "select p.oid::regprocedure::text, pg_get_functiondef(p.oid) from pg_proc p where p.pronamespace = 'usage'::regnamespace and p.prokind = 'f' order by 1"
 

@@ -1,0 +1,453 @@
+"""Marks of the hourly rollup: windows to the second by running sums, exact wherever they are cut, and whatever changes meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aggregator import capture, hourly, marks, seal
+from aggregator.errors import Stopped
+from tests.harness import BY_ITSELF, ORACLE, Database, Mismatch, snapshot, some
+
+MARKED = "select count(marks)::int from usage.six_hours"
+
+# Three days up to 2024-05-04, an event every 9 minutes in daytime and every half hour else; two of a kind in each tenth minute.
+EVENTS = """
+insert into {source} (collection_id, resource_type, detail, created_at)
+select case when n % 5 > 0 then ('00000000-0000-0000-0000-00000000000' || n % 5)::uuid end,
+       (array['ai', 'tts', null, 'whisper'])[1 + n % 4],
+       jsonb_build_object('tokens_in', n * 1.25, 'tokens_out', n, 'characters', n, 'duration_seconds', (n * 0.1)::text, 'job_type', n % 3), x.at
+  from (select row_number() over () as n, m.at
+          from generate_series(timestamptz '2024-05-01 00:00:30+00', '2024-05-03 23:59+00', interval '3 minutes') m (at), generate_series(1, 2) twice
+         where twice = 1 and extract(minute from m.at)::integer % 9 = 0 or extract(minute from m.at)::integer % 30 = 0
+            or extract(hour from m.at) between 8 and 17) x
+"""
+
+LATE = """
+insert into {source} (collection_id, resource_type, detail, created_at)
+select '00000000-0000-0000-0000-000000000001', 'ai', jsonb_build_object('tokens_in', n), '2024-04-30 23:50+00'::timestamptz + n * interval '37 minutes'
+  from generate_series(1, 110) n
+"""
+
+
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mark for every seventh event, in six hours with twenty of them."""
+    monkeypatch.setattr(marks, "WORTH", 20)
+    monkeypatch.setattr(marks, "EVERY", 7)
+    monkeypatch.setattr(marks, "PER_ROW", 0)
+    monkeypatch.setattr(marks, "REST", 0.0)
+
+
+def fill(db: Database) -> None:
+    """Attach with hours, and refresh: the third day is there after the second refresh alone."""
+    db.execute(EVENTS.replace("{source}", db.source))
+    db.attach(hourly=True)
+    db.refresh()
+
+
+@pytest.fixture(params=["UTC", "Asia/Kathmandu", "America/St_Johns"])
+def dense(request: pytest.FixtureRequest, new_database: Callable[..., Database]) -> Database:
+    """Three dense days, refreshed, with their marks; days of a zone."""
+    db = new_database(zone=request.param)
+    fill(db)
+    assert db.scalar(MARKED) == 12
+    return db
+
+
+@pytest.fixture
+def plain(db: Database) -> Database:
+    """The same by days of UTC."""
+    fill(db)
+    return db
+
+
+def around(db: Database, every: int, first: int = 0) -> list[str]:
+    """Return instants at, beside and between marks, hours and midnights: one of so many of them."""
+    rows = db.execute(
+        "select distinct (x.at + o.by)::text as at"
+        "  from (select unnest(marks || halves) from usage.six_hours"
+        "         union select usage.day_start(date '2024-05-01' + n, s.time_zone) from usage.state s, generate_series(0, 3) n"
+        "         union select timestamptz '2024-05-01 00:00+00' + n * interval '1 hour' from generate_series(0, 72, 5) n) x (at),"
+        "       unnest(array['-11 min', '-1 us', '0', '1 us', '95 s']::interval[]) o (by) order by 1"
+    )
+    return [row[0] for row in rows][first::every]
+
+
+def windows(db: Database, every: int = 3) -> list[tuple[str, str | None, str | None]]:
+    """Return windows that begin at such instants, and end at another one, near or far, or never."""
+    instants = around(db, every)
+    found: list[tuple[str, str | None, str | None]] = []
+    for number, since in enumerate(instants):
+        ends = [None, *(instants[at] for at in (number + 1, number + 5, number * 2 + 9) if at < len(instants))]
+        found.append((since, ends[number % len(ends)], None))
+    return found
+
+
+def by_marks(db: Database, window: tuple[str, str | None, Any]) -> int:
+    """Return how many marks a window is read by."""
+    since, until, _ = window
+    return int(
+        db.scalar(
+            "select coalesce(cardinality((usage.with_marks(usage.window_parts(%(since)s, %(until)s), %(since)s, %(until)s)).marks), 0)",
+            {"since": since, "until": until},
+        )
+    )
+
+
+def compare(db: Database, cuts: list[tuple[str, str | None, str | None]]) -> None:
+    """Compare the one section that goes by marks, planned once and by itself, with the oracle, in one snapshot."""
+    expected = ORACLE["by_collection"].replace("{source}", db.source).replace("{titles}", db.titles).encode()
+    with snapshot(db.connection):
+        for since, until, _ in cuts:
+            window = {"since": since, "until": until, "collection": None, "zone": db.zone}
+            rows = db.connection.execute(expected, window).fetchall()
+            found = db.connection.execute(
+                b"select * from usage.by_collection(%(since)s::timestamptz, %(until)s::timestamptz)", window
+            ).fetchall()
+            if found != rows:
+                raise Mismatch(f"by_collection of {window}: {found} is not {rows}")
+            found = db.connection.execute(BY_ITSELF.encode(), window).fetchall()
+            if found != [(row[0], *row[2:]) for row in rows]:
+                raise Mismatch(f"window_rows of {window}: {found} is not what by_collection says")
+
+
+@pytest.mark.parametrize("part", some(range(6), 3))
+def test_every_cut_of_a_window(dense: Database, part: int) -> None:
+    """At, beside and between marks, hours and midnights, with late changes below all of them, folded and not."""
+    cuts = windows(dense, 1)[part::6]
+    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 2
+    compare(dense, cuts)
+    dense.execute(LATE.replace("{source}", dense.source))
+    dense.execute("delete from public.resource_usage_log where id % 13 = 0")
+    dense.execute(
+        "update public.resource_usage_log set created_at = created_at + interval '7 minutes' where id % 17 = 0"
+    )
+    compare(dense, cuts)
+    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 2
+    dense.refresh()
+    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 2
+    compare(dense, cuts)
+
+
+def test_raw_events_are_few(plain: Database) -> None:
+    """At most half of what lies between two marks, or none at a whole hour; and of hours three at either end."""
+    for since in around(plain, 2):
+        for until in (None, "2024-05-03 13:12:12+00"):
+            if (until is not None and since >= until[:19]) or since >= "2024-05-03 20":
+                continue
+            hours, raw = plain.execute(
+                "select coalesce((select sum(extract(epoch from h.to_hour - h.from_hour) / 3600)"
+                "                   from unnest(p.hours_from, p.hours_to) h (from_hour, to_hour)), 0)::int,"
+                "       (select max(n.events) from unnest(p.cut_from, p.cut_to) c (from_at, to_at),"
+                "               lateral (select count(*) as events from public.resource_usage_log e"
+                "                         where e.created_at >= c.from_at and e.created_at < c.to_at) n)"
+                "  from usage.with_marks(usage.window_parts(%(since)s, %(until)s), %(since)s, %(until)s) p",
+                {"since": since, "until": until},
+            )[0]
+            assert hours <= 6, since
+            assert (raw or 0) <= 4 + 2, since  # and those of one instant
+
+
+def test_the_newest_are_made_behind_the_frontier(db: Database) -> None:
+    """Six hours get marks when all of them are folded, and those that are sparse none."""
+    db.attach(hourly=True)
+    db.execute(
+        "insert into public.resource_usage_log (created_at)"
+        " select generate_series(usage.six_hours_of(now()) - interval '1 day', now(), interval '1 minute')"
+    )
+    db.refresh()
+    unfolded = db.scalar("select usage.six_hours_of(frontier)::text from usage.state")
+    assert db.scalar(MARKED) == 4
+    assert db.execute("select starts_at::text from usage.six_hours where marks is null") == [(unfolded,)]
+    for number, marked in ((19, 4), (1, 5)):
+        db.execute(
+            "insert into public.resource_usage_log (created_at) select '2024-01-05 10:00+00' from generate_series(1, %s)",
+            (number,),
+        )
+        db.refresh()
+        assert db.scalar(MARKED) == marked
+    db.compare([("now-30", None, None), ("now-1", None, None), ("2024-01-05 10:00+00", None, None)])
+
+
+def test_late_changes_let_go_of_them(plain: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the six hours that they are in, for an hour at least; then they are made anew, and old rows are gone."""
+    monkeypatch.setattr(marks, "REST", 3600.0)
+    cuts = windows(plain, 5)
+    plain.insert("2024-05-02 10:10:10+00")
+    compare(plain, cuts)
+    plain.refresh()
+    assert plain.execute("select starts_at::text from usage.six_hours where marks is null") == [
+        ("2024-05-02 06:00:00+00",)
+    ]
+    compare(plain, cuts)
+    plain.refresh()
+    assert plain.scalar(MARKED) == 11
+    plain.execute("update usage.six_hours set unmarked_at = unmarked_at - interval '1 hour' where marks is null")
+    plain.refresh()
+    assert plain.scalar(MARKED) == 12
+    assert (
+        plain.scalar("select count(*) from usage.mark_fact where at not in (select unnest(marks) from usage.six_hours)")
+        == 0
+    )
+    assert plain.scalar("select count(*) from usage.six_hours where unmarked_at is not null") == 0
+    compare(plain, cuts)
+
+
+def test_an_event_moves_within_its_hour(plain: Database) -> None:
+    """No sum of any hour changes; what marks say does."""
+    cuts = windows(plain, 6)
+    assert plain.execute(
+        "update public.resource_usage_log set created_at = date_trunc('hour', created_at) + interval '59 minutes'"
+        " where created_at >= '2024-05-02 09:00+00' and created_at < '2024-05-02 09:20+00' returning 1"
+    )
+    compare(plain, cuts)
+    plain.refresh()
+    compare(plain, cuts)
+    assert plain.verify().differences == 0
+
+
+def test_uncaptured_changes_within_an_hour(plain: Database) -> None:
+    """A repair finds no difference in any hour, and yet marks are not believed any more."""
+    cuts = windows(plain, 6)
+    move = "update public.resource_usage_log set created_at = created_at + interval '7 minutes' where created_at = '2024-05-02 09:00:30+00'"
+    plain.execute("set session_replication_role = replica")
+    plain.execute("alter table public.resource_usage_log disable trigger all")
+    assert plain.execute(f"{move} returning 1")
+    plain.execute("reset session_replication_role")
+    capture.attach(plain.own, plain.settings)
+    assert plain.scalar("select usage.doubt()") is not None
+    compare(plain, cuts)
+    assert plain.verify(repair=True).trusted
+    assert plain.scalar(MARKED) == 0
+    compare(plain, cuts)
+    plain.refresh()
+    assert plain.scalar(MARKED) == 12
+    compare(plain, cuts)
+
+
+def test_verification_looks_at_marks(plain: Database) -> None:
+    """What is wrong in them is a difference; found, it turns trust off, and repaired, they are made anew."""
+    cuts = windows(plain, 12)
+    wrong = "select at from usage.mark_fact where at > '2024-05-02 09:00+00' order by at limit 1"
+    plain.execute(
+        f"update usage.mark_fact set total_value = total_value + 1 where at = ({wrong}) and key_id = (select min(key_id) from usage.mark_fact where at = ({wrong}))"
+    )
+    with pytest.raises(Mismatch):
+        compare(plain, windows(plain, 1))
+    found = plain.verify()
+    (shown,) = found.shown
+    assert (shown.rollup == "mark", int(shown.total_value), shown.event_count) == (True, -1, 0)
+    assert found.differences == 1
+    assert not found.trusted
+    compare(plain, cuts)
+    found = plain.verify(repair=True)
+    assert found.trusted
+    plain.refresh()
+    assert plain.scalar(MARKED) == 12
+    compare(plain, cuts)
+
+    plain.execute(
+        "delete from usage.mark_fact where at = (select marks[2] from usage.six_hours where starts_at = '2024-05-02 06:00+00')"
+    )
+    assert {one.rollup for one in plain.verify(since="2024-05-02", until="2024-05-03").shown} == {"mark"}
+    plain.verify(repair=True)
+    plain.refresh()
+    plain.execute(
+        "insert into usage.mark_fact select marks[2], 999999, 1, 0, 0 from usage.six_hours where starts_at = '2024-05-02 06:00+00'"
+    )
+    plain.execute("insert into usage.key (id, resource_type, collection_key) values (999999, 'other', 999999)")
+    # Found by a repair of these days alone, too.
+    assert plain.verify(repair=True, since="2024-05-02", until="2024-05-03").differences == 1
+    assert plain.verify().differences == 0
+    compare(plain, cuts)
+
+
+def test_repaired_days_are_marked_anew(plain: Database) -> None:
+    """Also by a release that knows of no marks, which leaves its record."""
+    plain.execute(
+        "insert into usage.verification (day_from, day_to, differences, repaired) values ('2024-05-01', '2024-05-02', 0, false)"
+    )
+    assert plain.scalar(MARKED) == 12
+    plain.execute(
+        "insert into usage.verification (day_from, day_to, differences, repaired) values ('2024-05-03', '2024-05-04', 0, true)"
+    )
+    assert plain.execute("select min(starts_at)::text from usage.six_hours where marks is null") == [
+        ("2024-05-02 18:00:00+00",)
+    ]
+    plain.execute(
+        "insert into usage.verification (day_from, day_to, differences, repaired) values ('-infinity', 'infinity', 0, true)"
+    )
+    assert plain.scalar(MARKED) == 0
+
+
+def test_with_a_doubt_none_is_made_nor_read(plain: Database) -> None:
+    cuts = windows(plain, 10)
+    plain.execute("alter table public.resource_usage_log disable trigger usage_insert")
+    plain.insert("2024-05-02 10:10:10+00")
+    assert not any(by_marks(plain, window) for window in cuts)
+    compare(plain, cuts)
+    plain.execute("update usage.six_hours set marks = null, halves = null")
+    assert marks.make(plain.own, plain.settings) == 0
+    compare(plain, cuts)
+
+
+def test_off_and_on(plain: Database) -> None:
+    """Without hours there are none, nor remains; with hours filled in they come back, those of the past too."""
+    cuts = windows(plain, 10)
+    hourly.turn_off(plain.own)
+    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
+        (0, 0)
+    ]
+    plain.refresh()
+    compare(plain, cuts)
+    hourly.turn_on(plain.own)
+    plain.refresh()
+    assert plain.scalar(MARKED) == 12
+    compare(plain, cuts)
+
+
+def test_detached_and_truncated(plain: Database) -> None:
+    cuts = windows(plain, 10)
+    plain.execute("truncate public.resource_usage_log")
+    compare(plain, cuts)
+    plain.refresh()
+    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
+        (0, 0)
+    ]
+    plain.execute(EVENTS.replace("{source}", plain.source))
+    plain.refresh()
+    assert plain.scalar(MARKED) == 12
+    compare(plain, cuts)
+    plain.execute("truncate usage.hourly_collection_fact")
+    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
+        (0, 0)
+    ]
+    assert plain.verify(repair=True).differences > 0
+    plain.refresh()
+    assert plain.scalar(MARKED) == 12
+    compare(plain, cuts)
+    capture.detach(plain.own, plain.settings)
+    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
+        (0, 0)
+    ]
+
+
+def test_below_a_seal(dense: Database) -> None:
+    """No event below it is read raw, as they may be gone, and marks are not made of what is left."""
+    cuts = [window for window in windows(dense, 1) if window[0] > "2024-05-02 20"]
+    day = "2024-05-02"
+    seal.seal(dense.own, dense.settings, day)
+    compare(dense, cuts)
+    sealed = dense.scalar("select sealed_until::text from usage.state")
+    expected = {
+        window: dense.execute("select * from usage.by_collection(%s, %s)", window[:2])
+        for window in cuts
+        if window[0] >= sealed
+    }
+    assert any(by_marks(dense, window) for window in expected)
+    dense.execute("delete from public.resource_usage_log where created_at < %s", (sealed,))
+    assert dense.scalar("select usage.doubt()") is None
+    for window, rows in expected.items():
+        assert dense.execute("select * from usage.by_collection(%s, %s)", window[:2]) == rows, window
+    dense.execute("update usage.six_hours set marks = null, halves = null")
+    made = marks.make(dense.own, dense.settings)
+    assert (
+        0
+        < made
+        == dense.scalar("select count(*) from usage.six_hours where marks is not null and starts_at >= %s", (sealed,))
+    )
+    assert marks.make(dense.own, dense.settings) == 0
+    for window, rows in expected.items():
+        assert dense.execute("select * from usage.by_collection(%s, %s)", window[:2]) == rows, window
+
+
+def test_partitions(new_database: Callable[..., Database]) -> None:
+    """Of a partitioned source too, whose windows are planned one by one."""
+    db = new_database(source_table="public.parted")
+    db.execute(
+        "create table public.parted (like public.resource_usage_log including identity) partition by range (created_at)"
+    )
+    for name, since, until in (
+        ("early", "minvalue", "'2024-05-02 09:00+00'"),
+        ("late", "'2024-05-02 09:00+00'", "maxvalue"),
+    ):
+        db.execute(f"create table public.{name} partition of public.parted for values from ({since}) to ({until})")
+    db.execute("create index on public.parted (created_at)")
+    fill(db)
+    assert db.scalar(MARKED) == 12
+    cuts = windows(db, 12)
+    compare(db, cuts)
+    db.execute(LATE.replace("{source}", db.source))
+    compare(db, cuts)
+    db.refresh()
+    compare(db, cuts)
+    # Another one in its place, with the same events elsewhere in their hours.
+    db.execute("alter table public.parted detach partition public.early")
+    compare(db, cuts)
+    db.execute("update public.early set created_at = date_trunc('hour', created_at) + interval '25 minutes 1 second'")
+    db.execute(
+        "alter table public.parted attach partition public.early for values from (minvalue) to ('2024-05-02 09:00+00')"
+    )
+    compare(db, cuts)
+    db.refresh()
+    compare(db, cuts)
+    db.verify(repair=True)
+    compare(db, cuts)
+    db.refresh()
+    compare(db, cuts)
+    assert db.scalar(MARKED) == 12
+
+
+def test_stopped_between_two(plain: Database) -> None:
+    plain.execute("update usage.six_hours set marks = null, halves = null")
+    calls = iter(range(100))
+
+    def check() -> None:
+        if next(calls) == 6:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        marks.make(plain.own, plain.settings, check=check)
+    assert 0 < plain.scalar(MARKED) < 12
+    cuts = windows(plain, 10)
+    compare(plain, cuts)
+    assert marks.make(plain.own, plain.settings, seconds=0) == 1
+    assert marks.make(plain.own, plain.settings) > 0
+    assert plain.scalar(MARKED) == 12
+    compare(plain, cuts)
+
+
+def test_lookback_has_none(new_database: Callable[..., Database]) -> None:
+    """What changes unseen may change within an hour."""
+    db = new_database(capture="lookback", lookback="3d")
+    db.execute(EVENTS.replace("{source}", db.source))
+    db.attach(hourly=True)
+    db.refresh()
+    assert db.scalar("select count(*) from usage.six_hours") > 0
+    assert db.scalar(MARKED) == 0
+
+
+def test_many_keys_or_events(plain: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nearly every event is another key's, marks would take more room than the events; and none is too long a transaction."""
+    cuts = windows(plain, 10)
+    rows = plain.scalar("select count(*) from usage.mark_fact")
+    for per_row, fewer in ((2, True), (1000, False)):
+        monkeypatch.setattr(marks, "PER_ROW", per_row)
+        plain.execute("update usage.six_hours set marks = null, halves = null")
+        plain.refresh()
+        assert plain.scalar(MARKED) == 12
+        assert (plain.scalar("select count(*) from usage.six_hours where marks = '{}'") < 12) is fewer
+        assert (0 < plain.scalar("select count(*) from usage.mark_fact") < rows) is fewer
+        compare(plain, cuts)
+        assert any(by_marks(plain, window) for window in cuts) is fewer
+    assert plain.verify().differences == 0
+
+    most = plain.scalar("select max(event_count) from usage.six_hours")
+    monkeypatch.setattr(marks, "MOST", 1)
+    plain.execute("update usage.six_hours set marks = null, halves = null")
+    assert marks.make(plain.own, plain.settings.model_copy(update={"step_events": most - 1})) < 12
+    assert plain.execute("select min(event_count) from usage.six_hours where marks is null") == [(most,)]
+    compare(plain, cuts)
