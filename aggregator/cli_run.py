@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aggregator import capture, hourly, jobs, marks, matviews, migrations
+from aggregator import capture, hourly, jobs, matviews, migrations
 from aggregator import refresh as refreshing
 from aggregator.cli_base import DatabaseUrl, app, errors, say, session
 from aggregator.db import Connection
@@ -101,7 +101,6 @@ def _fill_hours(connection: Connection, settings: Settings) -> hourly.Filled:
         say(f"{filled.events:,} events; hours from {filled.since} on")
 
     filled = hourly.fill(connection, settings, progress=report)
-    marks.make(connection, settings)
     hourly.analyze(connection)
     return filled
 

@@ -70,7 +70,6 @@ def _make_one(connection: Connection, settings: Settings, attached: fold.State) 
         if row is None:
             return False
         bounds = {"from": row[0], "to": row[1]}
-        connection.execute(SQL["delete_old"], bounds)
         row = connection.execute(SQL["apart"], {**bounds, "every": EVERY, "per_row": PER_ROW}).fetchone()
         assert row is not None
         marks = halves = "{}"
@@ -78,9 +77,12 @@ def _make_one(connection: Connection, settings: Settings, attached: fold.State) 
             row = connection.execute(SQL["choose"], {**bounds, "every": row[0]}).fetchone()
             assert row is not None
             marks, halves = row
+        # First, for here another session's marks made meanwhile are noticed: it has had the state's row, and left it as it was.
+        connection.execute(SQL["set_marks"], {**bounds, "marks": marks, "halves": halves})
+        connection.execute(SQL["delete_old"], bounds)
+        if marks != "{}":
             connection.execute(fold.SQL["settings"])
             connection.execute(sql.SQL(SQL["add"]).format(sums=_sums(connection, bounds, marks)))
-        connection.execute(SQL["set_marks"], {**bounds, "marks": marks, "halves": halves})
         if fold.notice_new_partition(connection):
             raise fold.PartitionsChangedError
     return True

@@ -63,6 +63,7 @@ def build(
         if database is not None:
             with record.attempt("refresh and vacuum after the first build"):
                 database.refresh()
+                database.make_marks()
                 database.vacuum()
     for peer in peers:
         with record.attempt(f"vacuum, {peer.name}"):

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
 
-from aggregator import capture, db, hourly, migrations, refresh, sample
+from aggregator import capture, db, hourly, marks, migrations, refresh, sample
 from aggregator.settings import Settings
 from benchmarks.measure import say
 from benchmarks.sql import load
@@ -44,6 +44,10 @@ class Database:
     def refresh(self, jobs: int = 1) -> None:
         """Bring the rollups up to now, on so many connections."""
         refresh.refresh(self.connection, self.settings.model_copy(update={"jobs": jobs}))
+
+    def make_marks(self) -> None:
+        """Make all marks of dense hours, of which a refresh makes some and leaves the others to the next."""
+        marks.make(self.connection, self.settings)
 
     def add_tail(self, events: int) -> None:
         """Add new events, and let the statistics know, as hours of ordinary writing would have."""

@@ -255,7 +255,7 @@ begin
             ends := starts + interval '6 hours';
             bounds := array[greatest(from_at, starts), least(to_at, ends)];
             select * into found from usage.six_hours s where s.starts_at = starts;
-            if coalesce(found.marks, '{}') = '{}' then
+            if coalesce(found.marks, '{}') = '{}' or ends > p.frontier then  -- the frontier may have been put back
                 if bounds[1] = from_at then
                     bounds[1] := was.hours_from[n];
                     if from_cut is not null then

@@ -10,18 +10,19 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import IsolationLevel, errors
 
-from aggregator import capture, hourly, refresh, verify
+from aggregator import capture, hourly, marks, refresh, verify
 from aggregator import db as db_module
 from aggregator.errors import AggregatorError
-from tests.harness import COLLECTIONS, Database, compare, compare_days, compare_others, snapshot
+from tests.harness import COLLECTIONS, DENSE, Database, compare, compare_days, compare_others, snapshot
 from tests.integration.sources import PARTITIONED
 
 _EXPECTED = (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable, errors.CheckViolation)
@@ -51,6 +52,16 @@ def lost(error: BaseException) -> bool:
     ):
         return True
     return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+
+
+@contextmanager
+def dense() -> Iterator[None]:
+    """Let few events get marks, a few at each refresh."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in DENSE.items():
+            patch.setattr(marks, name, value)
+        patch.setattr(refresh, "_MARK_SECONDS", 0.05)
+        yield
 
 
 class Stress:
@@ -101,13 +112,14 @@ class Stress:
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + seconds + PATIENCE
-        self.stop.wait(seconds)
-        while self._not_done() and time.monotonic() < deadline and not self.stop.wait(0.1):
-            pass
-        self.stop.set()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive(), "a thread hangs: somebody blocks"
+        with dense() if self.hours else nullcontext():
+            self.stop.wait(seconds)
+            while self._not_done() and time.monotonic() < deadline and not self.stop.wait(0.1):
+                pass
+            self.stop.set()
+            for thread in threads:
+                thread.join(60)
+                assert not thread.is_alive(), "a thread hangs: somebody blocks"
         if self.failures:
             raise self.failures[0]
         assert not self._not_done(), f"in {seconds + PATIENCE} s nobody did: {', '.join(self._not_done())}"
@@ -118,7 +130,7 @@ class Stress:
         if self.ddl:
             expected += ["ddl"]
         if self.hours:
-            expected += ["turned on", "turned off", "comparisons with hours"]
+            expected += ["turned on", "turned off", "comparisons with hours", "comparisons with marks"]
         return [what for what in expected if not self.counts[what]]
 
     def settle(self) -> None:
@@ -208,12 +220,13 @@ class Stress:
                     if self.hours:
                         for zone in _OTHER_ZONES:
                             compare_days(connection, zone, _WINDOWS, source=self.db.source)
-                        self.counts["comparisons with hours"] += self._hours_are_on(connection)
+                        for what, rows in (("hours", "usage.hourly_collection_fact"), ("marks", "usage.mark_fact")):
+                            self.counts[f"comparisons with {what}"] += self._any(connection, rows)
                     self.counts["comparisons"] += 1
 
     @staticmethod
-    def _hours_are_on(connection: psycopg.Connection[Any]) -> bool:
-        row = connection.execute(b"select exists (select from usage.hourly_collection_fact)").fetchone()
+    def _any(connection: psycopg.Connection[Any], rows: str) -> bool:
+        row = connection.execute(f"select exists (select from {rows})".encode()).fetchone()
         assert row is not None
         return bool(row[0])
 
@@ -231,6 +244,7 @@ class Stress:
             while not self.stop.is_set():
                 settings = self.db.settings.model_copy(update={"step_events": rng.choice([1, 5, 50])})
                 hourly.fill(connection, settings, seconds=rng.random() * 0.1)
+                marks.make(connection, settings, seconds=rng.random() * 0.1)
                 self.stop.wait(rng.random() * 0.1)
 
     def _change_table(self, rng: random.Random) -> None:

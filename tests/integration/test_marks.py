@@ -11,6 +11,8 @@ from aggregator import capture, hourly, marks, seal
 from aggregator.errors import Stopped
 from tests.harness import BY_ITSELF, ORACLE, Database, Mismatch, snapshot, some
 
+Windows = list[tuple[str, str | None, str | None]]
+
 MARKED = "select count(marks)::int from usage.six_hours"
 
 # Three days up to 2024-05-04, an event every 9 minutes in daytime and every half hour else; two of a kind in each tenth minute.
@@ -76,10 +78,10 @@ def around(db: Database, every: int, first: int = 0) -> list[str]:
     return [row[0] for row in rows][first::every]
 
 
-def windows(db: Database, every: int = 3) -> list[tuple[str, str | None, str | None]]:
+def windows(db: Database, every: int = 3) -> Windows:
     """Return windows that begin at such instants, and end at another one, near or far, or never."""
     instants = around(db, every)
-    found: list[tuple[str, str | None, str | None]] = []
+    found: Windows = []
     for number, since in enumerate(instants):
         ends = [None, *(instants[at] for at in (number + 1, number + 5, number * 2 + 9) if at < len(instants))]
         found.append((since, ends[number % len(ends)], None))
@@ -97,7 +99,7 @@ def by_marks(db: Database, window: tuple[str, str | None, Any]) -> int:
     )
 
 
-def compare(db: Database, cuts: list[tuple[str, str | None, str | None]]) -> None:
+def compare(db: Database, cuts: Windows) -> None:
     """Compare the one section that goes by marks, planned once and by itself, with the oracle, in one snapshot."""
     expected = ORACLE["by_collection"].replace("{source}", db.source).replace("{titles}", db.titles).encode()
     with snapshot(db.connection):
@@ -399,6 +401,30 @@ def test_partitions(new_database: Callable[..., Database]) -> None:
     db.refresh()
     compare(db, cuts)
     assert db.scalar(MARKED) == 12
+
+
+def test_the_frontier_is_put_back(db: Database) -> None:
+    """Into six hours whose marks stay, as none of their events lies beyond: what comes there is read raw."""
+    db.attach(hourly=True)
+    db.execute(
+        "insert into public.resource_usage_log (created_at)"
+        " select timestamptz '2024-05-02 06:00+00' + n * interval '7 minutes' from generate_series(0, 31) n"
+    )
+    db.refresh()
+    db.execute("update usage.state set frontier = '2024-05-02 11:00+00'")
+    assert db.scalar(MARKED) == 1
+    cuts: Windows = [
+        (f"2024-05-02 {since}+00", until and f"2024-05-02 {until}+00", None)
+        for since in ("06:10:30", "08:00", "09:40", "10:55", "11:20", "11:40")
+        for until in ("11:10", "11:55", None)
+        if until is None or since < until
+    ]
+    for at in ("09:30", "11:05", "11:30", "11:50"):
+        db.insert(f"2024-05-02 {at}+00")
+        compare(db, cuts)
+    db.refresh()
+    compare(db, cuts)
+    assert db.verify().differences == 0
 
 
 def test_stopped_between_two(plain: Database) -> None:

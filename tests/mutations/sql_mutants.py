@@ -62,6 +62,10 @@ FINGERPRINT = "usage.fingerprint()"
 ALL_PLANNED = "usage.planned_by_collection(usage.window_parts, jsonb, jsonb)"
 ALL_CHOICE = "usage.by_collection(timestamptz, timestamptz, uuid)"
 EXPECTED = "usage.expected_events(usage.window_parts)"
+WITH_MARKS = "usage.with_marks(usage.window_parts, timestamptz, timestamptz)"
+HOURS_SQL = "usage.hours_sql(usage.window_parts, boolean, uuid, text)"
+SIX_HOURS = "usage.keep_six_hours()"
+LET_GO = "usage.let_go_of_marks()"
 WHOLE_QUARTERS = "usage.whole_quarters(usage.window_parts)"
 KEYS = "usage.planned_keys(boolean)"
 CHOICE = "usage.collection_rows(timestamptz, timestamptz, uuid, boolean)"
@@ -81,6 +85,7 @@ BOUNDARIES = "integration/test_boundaries.py"
 ONE = "integration/test_one_collection.py"
 OF_ALL = "integration/test_planned_windows.py"
 WELL_FORMED = "integration/test_well_formed.py"
+OF_MARKS = "integration/test_marks.py"
 OF_QUARTERS = "integration/test_quarters.py"
 PRESUMED = "integration/test_presumed.py"
 ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
@@ -329,6 +334,60 @@ MUTANTS = [
     Mutant("any months are looked up", CHOICE, "coalesce(p.month_to <= p.month_from + at_most * 28, true)", "true", ONE),
     Mutant("AI is asked for types", CHOICE, "usage.keys_of(collection, ai)", "usage.keys_of(collection, false)", ONE),
     Mutant("the other sections are swapped", CHOICE, "collection, not ai, ai, false, false)", "collection, ai, not ai, false, false)", ONE),
+    # Marks: which, what they say, until when, and how windows are put together of them.
+    Mutant("marks are made of sparse hours", "marks.unmarked", "h.event_count between %(worth)s and", "h.event_count between 0 and", OF_MARKS),
+    Mutant("marks are made of any number of events", "marks.unmarked", "and %(most)s) x", "and 100000) x", OF_MARKS),
+    Mutant("marks are made below a seal", "marks.unmarked", ", s.sealed_until)", ")", OF_MARKS),
+    Mutant("marks are made of hours that are not folded", "marks.unmarked", "x.ends_at <= s.frontier", "x.starts_at <= s.frontier", OF_MARKS),
+    Mutant("marks do not rest", "marks.unmarked", "x.unmarked_at < now() - make_interval(secs => %(rest)s)", "true", OF_MARKS),
+    Mutant("marks rest for ever", "marks.unmarked", "x.unmarked_at < now() - make_interval(secs => %(rest)s)", "false", OF_MARKS),
+    Mutant("marks are made of what changes unseen", "marks.unmarked", "s.capture_mode is distinct from 'lookback'", "true", OF_MARKS),
+    Mutant("marks are made with a doubt", "marks.unmarked", "usage.doubt() is null", "true", OF_MARKS),
+    Mutant("old marks stay", "marks.delete_old", "m.at > %(from)s", "false and m.at > %(from)s", OF_MARKS),
+    Mutant("old ends of marks stay", "marks.delete_old", "m.at <= %(to)s", "m.at < %(to)s", OF_MARKS),
+    Mutant("marks do not mind how many keys there are", "marks.apart", "%(per_row)s * (", "0 * (", OF_MARKS),
+    Mutant("one mark alone is worth it", "marks.apart", "2 * x.every", "0 * x.every", OF_MARKS),
+    Mutant("halves are at the mark before", "marks.choose", "%(every)s / 2", "1", OF_MARKS),
+    Mutant("marks take in their instant", "marks.sums", "m.number > x.slot", "m.number >= x.slot", OF_MARKS),
+    Mutant("marks do not run", "marks.sums", "m.number > x.slot", "m.number = x.slot + 1", OF_MARKS),
+    Mutant("marks take what is not folded", "marks.sums", "case when e.late then -e.sign else e.sign end", "e.sign", OF_MARKS),
+    Mutant("marks say zero", "marks.sums", "having sum(x.event_count) <> 0", "having true", OF_MARKS),
+    Mutant("nothing unmarked is set", "marks.set_marks", "unmarked_at = null", "unmarked_at = now()", OF_MARKS),
+    Mutant("sealed marks are verified", "marks.marked", "h.starts_at >= s.sealed_until", "true", OF_MARKS),
+    Mutant("marks of the hours before are not verified", "marks.marked", "%(from)s::timestamptz - interval '6 hours'", "%(from)s::timestamptz", OF_MARKS),
+    Mutant("marks too many are no difference", "marks.differences", "-f.event_count, -f.total_value", "0 * f.event_count, 0 * f.total_value", OF_MARKS),
+    Mutant("changed hours keep their marks", SIX_HOURS, "marks = null,", "marks = s.marks,", OF_MARKS),
+    Mutant("changed marks have no time", SIX_HOURS, "case when s.marks is null then s.unmarked_at else now() end", "null", OF_MARKS),
+    Mutant("six hours forget what was there", SIX_HOURS, "s.event_count + excluded.event_count", "excluded.event_count", OF_MARKS),
+    Mutant("hours that are taken off count", SIX_HOURS, "-o.event_count", "o.event_count", OF_MARKS),
+    Mutant("six hours stay without hours", SIX_HOURS, "if tg_op = 'DELETE' then", "if false then", OF_MARKS),
+    Mutant("marks stay without hours", SIX_HOURS, "where m.at > g.starts_at", "where false and m.at > g.starts_at", OF_MARKS),
+    Mutant("emptied hours keep their marks", SIX_HOURS, "truncate usage.six_hours, usage.mark_fact;", "", OF_MARKS),
+    Mutant("what goes unseen keeps its marks", LET_GO, "s.marks is not null and", "false and", OF_MARKS),
+    Mutant("a repair lets go of all marks", LET_GO, "tg_table_name = 'verification'", "false", OF_MARKS),
+    Mutant("a repair keeps the six hours before", LET_GO, "from_at - interval '6 hours'", "from_at", OF_MARKS),
+    Mutant("marks are read with a doubt", WITH_MARKS, "p.reasons <> '{}'", "false", OF_MARKS),
+    Mutant("marks beyond the frontier count", WITH_MARKS, " or ends > p.frontier", "", OF_MARKS),
+    Mutant("below a seal marks are cut raw", WITH_MARKS, "before < sealed or ", "", OF_MARKS),
+    Mutant("before a midnight is a mark", WITH_MARKS, " or e = 1 and is_midnight", "", OF_MARKS),
+    Mutant("behind a midnight is a mark", WITH_MARKS, "if e = 2 and is_midnight then", "if false then", OF_MARKS),
+    Mutant("any end is a midnight", WITH_MARKS, "is_midnight := bounds[e] is distinct from since and bounds[e] is distinct from until;", "is_midnight := true;", OF_MARKS),
+    Mutant("the farther mark", WITH_MARKS, "bounds[e] >= found.halves", "bounds[e] < found.halves", OF_MARKS),
+    Mutant("whole hours are cut", WITH_MARKS, "by_hours[e] := usage.hour_of(bounds[e]) = bounds[e];", "by_hours[e] := false;", OF_MARKS),
+    Mutant("whole hours begin their six", WITH_MARKS, "case when bounds[e] - starts <= ends - bounds[e] then starts else ends end", "starts", OF_MARKS),
+    Mutant("a mark for both ends is none", WITH_MARKS, "if marks[2] is null or marks[1] = marks[2] and not by_hours[1] and not by_hours[2] then", "if marks[1] = marks[2] then", OF_MARKS),
+    Mutant("marks are added at both ends", WITH_MARKS, "add := case e when 1 then -sign else sign end;", "add := sign;", OF_MARKS),
+    Mutant("behind a bound is taken for before", WITH_MARKS, "if marks[e] > bounds[e] then", "if false then", OF_MARKS),
+    Mutant("cuts of hours without marks are lost", WITH_MARKS, "if from_cut is not null then", "if false then", OF_MARKS),
+    Mutant("last cuts of hours without marks are lost", WITH_MARKS, "if to_cut is not null then", "if false then", OF_MARKS),
+    Mutant("hours without marks are lost", WITH_MARKS, "if bounds[1] < bounds[2] then", "if false then", OF_MARKS),
+    Mutant("gaps count with marks", WITH_MARKS, "for n in 1 .. coalesce(cardinality(p.gap_from), 0) loop", "for n in 1 .. 0 loop", OF_MARKS),
+    Mutant("late changes count as by hours", WITH_MARKS, "(counted + c.cut) - (counted * c.cut)", "counted", OF_MARKS),
+    Mutant("what is taken off raw has no late changes", WITH_MARKS, "(counted + c.cut) - (counted * c.cut)", "counted - (counted * c.cut)", OF_MARKS),
+    Mutant("marks by themselves are added", HOURS_SQL, "'select f.key_id, %1$s * f.event_count", "'select f.key_id, abs(%1$s) * f.event_count", OF_MARKS),
+    Mutant("marks by themselves need hours", HOURS_SQL, "if p.hour_signs is null and p.marks is null then", "if p.hour_signs is null then", OF_MARKS),
+    Mutant("marks of all are not added", ALL_PLANNED, "where m.sign > 0", "where false", OF_MARKS, times=2),
+    Mutant("marks of all are not taken off", ALL_PLANNED, "where m.sign < 0", "where false", OF_MARKS, times=2),
     # All collections.
     Mutant("quarters of all are left out", ALL_PLANNED, "f.quarter < quarters.quarter_to", "false", OF_QUARTERS, times=2),
     Mutant("months of all before quarters are left out", ALL_PLANNED, "f.month < quarters.quarter_from", "false", OF_ALL, times=2),
