@@ -200,6 +200,7 @@ as $$
 declare
     was       constant usage.window_parts := p;
     sealed    timestamptz;
+    gaps      tstzmultirange;
     counted   tstzmultirange;  -- where late changes count: all of the window but what is read raw, and what is taken off raw
     sign      integer;         -- of a range
     from_at   timestamptz;     -- where it begins and ends, cut
@@ -338,8 +339,9 @@ begin
     end loop;
     p.late_from := lower(counted);
     p.late_to := upper(counted);
-    select array_agg(lower(g.gap) order by g.gap), array_agg(upper(g.gap) order by g.gap) into p.gap_from, p.gap_to
-      from unnest(tstzmultirange(tstzrange(p.late_from, p.late_to)) - counted) g (gap);
+    gaps := tstzmultirange(tstzrange(p.late_from, p.late_to)) - counted;
+    p.gap_from := (select array_agg(lower(g.gap) order by g.gap) from unnest(gaps) g (gap));
+    p.gap_to := (select array_agg(upper(g.gap) order by g.gap) from unnest(gaps) g (gap));
     return p;
 end $$;
 comment on function usage.with_marks(usage.window_parts, timestamptz, timestamptz) is
