@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -79,12 +80,13 @@ def around(db: Database, every: int, first: int = 0) -> list[str]:
 
 
 def windows(db: Database, every: int = 3) -> Windows:
-    """Return windows that begin at such instants, and end at another one, near or far, or never."""
+    """Return windows that begin at such instants, and end at a later one, near or far, or never."""
+    rng = random.Random(every)
     instants = around(db, every)
     found: Windows = []
     for number, since in enumerate(instants):
         ends = [None, *(instants[at] for at in (number + 1, number + 5, number * 2 + 9) if at < len(instants))]
-        found.append((since, ends[number % len(ends)], None))
+        found.append((since, rng.choice(ends), None))
     return found
 
 
@@ -120,7 +122,7 @@ def compare(db: Database, cuts: Windows) -> None:
 def test_every_cut_of_a_window(dense: Database, part: int) -> None:
     """At, beside and between marks, hours and midnights, with late changes below all of them, folded and not."""
     cuts = windows(dense, 1)[part::6]
-    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 2
+    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 4
     compare(dense, cuts)
     dense.execute(LATE.replace("{source}", dense.source))
     dense.execute("delete from public.resource_usage_log where id % 13 = 0")
@@ -128,9 +130,9 @@ def test_every_cut_of_a_window(dense: Database, part: int) -> None:
         "update public.resource_usage_log set created_at = created_at + interval '7 minutes' where id % 17 = 0"
     )
     compare(dense, cuts)
-    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 2
+    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 4
     dense.refresh()
-    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 2
+    assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 4
     compare(dense, cuts)
 
 
