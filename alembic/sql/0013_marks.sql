@@ -215,8 +215,8 @@ declare
     after     timestamptz;
     bounds    timestamptz[];   -- the part of the range that lies in them: from, to
     marks     timestamptz[];   -- and the marks to go by
-    by_hours  boolean[];
-    is_midnight boolean;       -- a bound is where a day begins or ends, not the window
+    by_hours  boolean[];       -- they are whole hours
+    midnight  boolean;         -- one is where a day begins or ends, not the window
     add       integer;
 begin
     -- With a doubt, or where it is not exact, as it is.
@@ -257,22 +257,19 @@ begin
             bounds := array[greatest(from_at, starts), least(to_at, ends)];
             select * into found from usage.six_hours s where s.starts_at = starts;
             if coalesce(found.marks, '{}') = '{}' or ends > p.frontier then  -- the frontier may have been put back
-                if bounds[1] = from_at then
-                    bounds[1] := was.hours_from[n];
-                    if from_cut is not null then
-                        p.cut_signs := p.cut_signs || was.cut_signs[from_cut];
-                        p.cut_from := p.cut_from || was.cut_from[from_cut];
-                        p.cut_to := p.cut_to || was.cut_to[from_cut];
-                    end if;
+                if bounds[1] = from_at and from_cut is not null then
+                    p.cut_signs := p.cut_signs || was.cut_signs[from_cut];
+                    p.cut_from := p.cut_from || was.cut_from[from_cut];
+                    p.cut_to := p.cut_to || was.cut_to[from_cut];
                 end if;
-                if bounds[2] = to_at then
-                    bounds[2] := was.hours_to[n];
-                    if to_cut is not null then
-                        p.cut_signs := p.cut_signs || was.cut_signs[to_cut];
-                        p.cut_from := p.cut_from || was.cut_from[to_cut];
-                        p.cut_to := p.cut_to || was.cut_to[to_cut];
-                    end if;
+                if bounds[2] = to_at and to_cut is not null then
+                    p.cut_signs := p.cut_signs || was.cut_signs[to_cut];
+                    p.cut_from := p.cut_from || was.cut_from[to_cut];
+                    p.cut_to := p.cut_to || was.cut_to[to_cut];
                 end if;
+                -- Where the past is not filled in yet, hours begin later than the range.
+                bounds := array[case when bounds[1] = from_at then was.hours_from[n] else greatest(bounds[1], was.hours_from[n]) end,
+                                case when bounds[2] = to_at then was.hours_to[n] else bounds[2] end];
                 if bounds[1] < bounds[2] then
                     p.hour_signs := p.hour_signs || sign;
                     p.hours_from := p.hours_from || bounds[1];
@@ -288,11 +285,11 @@ begin
                         before := case when number = 0 then starts else found.marks[number] end;
                         after := found.marks[number + 1];
                         -- Nothing is read raw below the seal; and of a midnight's neighbours the one in the day, or events would count twice.
-                        is_midnight := bounds[e] is distinct from since and bounds[e] is distinct from until;
-                        if before < bounds[e] and (before < sealed or e = 1 and is_midnight) then
+                        midnight := bounds[e] is distinct from since and bounds[e] is distinct from until;
+                        if before < bounds[e] and (before < sealed or e = 1 and midnight) then
                             before := null;
                         end if;
-                        if e = 2 and is_midnight then
+                        if e = 2 and midnight then
                             after := null;
                         end if;
                         marks[e] := case when before is null or bounds[e] >= found.halves[number + 1] then coalesce(after, before) else before end;

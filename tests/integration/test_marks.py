@@ -197,6 +197,11 @@ def test_late_changes_let_go_of_them(plain: Database, monkeypatch: pytest.Monkey
         == 0
     )
     assert plain.scalar("select count(*) from usage.six_hours where unmarked_at is not null") == 0
+    assert plain.execute("delete from public.resource_usage_log where id % 3 = 0 returning 1")
+    plain.refresh()
+    assert plain.execute(
+        "select usage.six_hours_of(hour), sum(event_count)::int from usage.hourly_collection_fact group by 1 order by 1"
+    ) == plain.execute("select starts_at, event_count::int from usage.six_hours order by 1")
     compare(plain, cuts)
 
 
@@ -263,8 +268,13 @@ def test_verification_looks_at_marks(plain: Database) -> None:
         "insert into usage.mark_fact select marks[2], 999999, 1, 0, 0 from usage.six_hours where starts_at = '2024-05-02 06:00+00'"
     )
     plain.execute("insert into usage.key (id, resource_type, collection_key) values (999999, 'other', 999999)")
+    plain.execute(
+        "update usage.mark_fact set event_count = 7 where at <= '2024-05-02 03:00+00' and at > '2024-05-02 00:00+00'"
+    )
     # Found by a repair of these days alone, too.
-    assert plain.verify(repair=True, since="2024-05-02", until="2024-05-03").differences == 1
+    found = plain.verify(repair=True, since="2024-05-02", until="2024-05-03")
+    assert {one.rollup for one in found.shown} == {"mark"}
+    assert {one.bucket[:13] for one in found.shown} >= {"2024-05-02 02", "2024-05-02 07"}
     assert plain.verify().differences == 0
     compare(plain, cuts)
 
@@ -313,6 +323,27 @@ def test_off_and_on(plain: Database) -> None:
     compare(plain, cuts)
 
 
+@pytest.mark.parametrize("zone", ["UTC", "America/St_Johns"])
+def test_while_the_past_is_filled_in(new_database: Callable[..., Database], zone: str) -> None:
+    """Hours begin within the day that a window cuts, and six hours behind them have marks already."""
+    db = new_database(zone=zone)
+    db.execute(EVENTS.replace("{source}", db.source))
+    db.attach(hourly=False)
+    db.refresh()
+    hourly.turn_on(db.own)
+    steps = 0
+    while not hourly.fill(db.own, db.settings.model_copy(update={"step_events": 100}), seconds=0).done:
+        marks.make(db.own, db.settings)
+        if steps % 2:
+            db.execute(LATE.replace("{source}", db.source) + f" offset {steps * 9} limit 9")
+        compare(db, [window for window in windows(db, 31) if window[0] < "2024-05-03 23"])
+        steps += 1
+    assert steps > 3
+    marks.make(db.own, db.settings)
+    assert db.scalar(MARKED) == 12
+    compare(db, windows(db, 31))
+
+
 def test_detached_and_truncated(plain: Database) -> None:
     cuts = windows(plain, 10)
     plain.execute("truncate public.resource_usage_log")
@@ -356,6 +387,7 @@ def test_below_a_seal(dense: Database) -> None:
     assert dense.scalar("select usage.doubt()") is None
     for window, rows in expected.items():
         assert dense.execute("select * from usage.by_collection(%s, %s)", window[:2]) == rows, window
+    assert dense.verify().differences == 0
     dense.execute("update usage.six_hours set marks = null, halves = null")
     made = marks.make(dense.own, dense.settings)
     assert (
