@@ -125,6 +125,11 @@ def test_every_cut_of_a_window(dense: Database, part: int) -> None:
     assert sum(by_marks(dense, window) > 0 for window in cuts) > len(cuts) / 4
     compare(dense, cuts)
     dense.execute(LATE.replace("{source}", dense.source))
+    dense.execute(
+        "insert into public.resource_usage_log (resource_type, created_at)"
+        " select 'tts', usage.day_start(date '2024-05-01' + n / 20, s.time_zone) + (n % 20 - 10) * interval '55 seconds'"
+        "   from usage.state s, generate_series(0, 79) n"
+    )
     dense.execute("delete from public.resource_usage_log where id % 13 = 0")
     dense.execute(
         "update public.resource_usage_log set created_at = created_at + interval '7 minutes' where id % 17 = 0"
@@ -370,34 +375,31 @@ def test_detached_and_truncated(plain: Database) -> None:
     ]
 
 
-def test_below_a_seal(dense: Database) -> None:
-    """No event below it is read raw, as they may be gone, and marks are not made of what is left."""
-    cuts = [window for window in windows(dense, 1) if window[0] > "2024-05-02 20"]
-    day = "2024-05-02"
-    seal.seal(dense.own, dense.settings, day)
-    compare(dense, cuts)
-    sealed = dense.scalar("select sealed_until::text from usage.state")
-    expected = {
-        window: dense.execute("select * from usage.by_collection(%s, %s)", window[:2])
-        for window in cuts
-        if window[0] >= sealed
-    }
-    assert any(by_marks(dense, window) for window in expected)
-    dense.execute("delete from public.resource_usage_log where created_at < %s", (sealed,))
-    assert dense.scalar("select usage.doubt()") is None
-    for window, rows in expected.items():
-        assert dense.execute("select * from usage.by_collection(%s, %s)", window[:2]) == rows, window
-    assert dense.verify().differences == 0
-    dense.execute("update usage.six_hours set marks = null, halves = null")
-    made = marks.make(dense.own, dense.settings)
-    assert (
-        0
-        < made
-        == dense.scalar("select count(*) from usage.six_hours where marks is not null and starts_at >= %s", (sealed,))
-    )
-    assert marks.make(dense.own, dense.settings) == 0
-    for window, rows in expected.items():
-        assert dense.execute("select * from usage.by_collection(%s, %s)", window[:2]) == rows, window
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
+def test_below_a_seal(new_database: Callable[..., Database], zone: str) -> None:
+    """No event below it is read raw, as they may be gone, also where it lies within six hours; nor are marks made of what is left."""
+    db = new_database(zone=zone)
+    fill(db)
+    seal.seal(db.own, db.settings, "2024-05-02")
+    sealed = db.scalar("select sealed_until::text from usage.state")
+    cuts: Windows = [(f"2024-05-01 {hour:02}:00+00", None, None) for hour in range(24)] + windows(db, 4)
+    exact = [window for window in cuts if db.scalar("select exact from usage.receipt(%s, %s)", window[:2])]
+    assert any(window[0] < sealed for window in exact) is (zone != "Asia/Kathmandu")
+    compare(db, exact)
+    rows = "select * from usage.by_collection(%s, %s)"
+    expected = {window: db.execute(rows, window[:2]) for window in exact}
+    assert any(by_marks(db, window) for window in exact)
+    db.execute("delete from public.resource_usage_log where created_at < %s", (sealed,))
+    assert db.scalar("select usage.doubt()") is None
+    assert db.verify().differences == 0
+    for window in exact:
+        assert db.execute(rows, window[:2]) == expected[window], window
+    db.execute("update usage.six_hours set marks = null, halves = null")
+    made = marks.make(db.own, db.settings)
+    assert 0 < made == db.scalar("select count(marks) from usage.six_hours where starts_at >= %s", (sealed,))
+    assert marks.make(db.own, db.settings) == 0
+    for window in exact:
+        assert db.execute(rows, window[:2]) == expected[window], window
 
 
 def test_partitions(new_database: Callable[..., Database]) -> None:
