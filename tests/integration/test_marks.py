@@ -52,8 +52,11 @@ def fill(db: Database) -> None:
 
 
 @pytest.fixture(params=["UTC", "Asia/Kathmandu", "America/St_Johns"])
-def dense(request: pytest.FixtureRequest, new_database: Callable[..., Database]) -> Database:
-    """Three dense days, refreshed, with their marks; days of a zone."""
+def dense(
+    request: pytest.FixtureRequest, new_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> Database:
+    """Three dense days, refreshed, with their marks; days of a zone, whose midnight lies before or behind the middle between two."""
+    monkeypatch.setattr(marks, "EVERY", 20 if request.param == "Asia/Kathmandu" else 7)
     db = new_database(zone=request.param)
     fill(db)
     assert db.scalar(MARKED) == 12
@@ -376,13 +379,16 @@ def test_detached_and_truncated(plain: Database) -> None:
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
-def test_below_a_seal(new_database: Callable[..., Database], zone: str) -> None:
+def test_below_a_seal(new_database: Callable[..., Database], zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No event below it is read raw, as they may be gone, also where it lies within six hours; nor are marks made of what is left."""
+    monkeypatch.setattr(marks, "EVERY", 20)
     db = new_database(zone=zone)
     fill(db)
     seal.seal(db.own, db.settings, "2024-05-02")
     sealed = db.scalar("select sealed_until::text from usage.state")
     cuts: Windows = [(f"2024-05-01 {hour:02}:00+00", None, None) for hour in range(24)] + windows(db, 4)
+    beyond = "select (%s::timestamptz + n * interval '7 minutes 11 seconds')::text from generate_series(1, 40) n"
+    cuts += [(since, None, None) for (since,) in db.execute(beyond, (sealed,))]
     exact = [window for window in cuts if db.scalar("select exact from usage.receipt(%s, %s)", window[:2])]
     assert any(window[0] < sealed for window in exact) is (zone != "Asia/Kathmandu")
     compare(db, exact)
