@@ -200,8 +200,9 @@ as $$
 declare
     was       constant usage.window_parts := p;
     sealed    timestamptz;
-    gaps      tstzmultirange;
     counted   tstzmultirange;  -- where late changes count: all of the window but what is read raw, and what is taken off raw
+    cut       tstzmultirange;
+    gaps      tstzmultirange;
     sign      integer;         -- of a range
     from_at   timestamptz;     -- where it begins and ends, cut
     to_at     timestamptz;
@@ -325,14 +326,14 @@ begin
             starts := ends;
         end loop;
     end loop;
-    -- What was cut counted, or not, as it does no more; and likewise what is now.
+    -- A late change counts where it did not, and the other way round, for each cut that was there and each that is there now.
     counted := tstzmultirange(tstzrange(p.late_from, p.late_to));
     for n in 1 .. coalesce(cardinality(p.gap_from), 0) loop
         counted := counted - tstzmultirange(tstzrange(p.gap_from[n], p.gap_to[n]));
     end loop;
     for n in 1 .. coalesce(cardinality(was.cut_signs || p.cut_signs), 0) loop
-        counted := (counted + c.cut) - (counted * c.cut)
-              from (select tstzmultirange(tstzrange((was.cut_from || p.cut_from)[n], (was.cut_to || p.cut_to)[n])) as cut) c;
+        cut := tstzmultirange(tstzrange((was.cut_from || p.cut_from)[n], (was.cut_to || p.cut_to)[n]));
+        counted := (counted + cut) - (counted * cut);
     end loop;
     p.late_from := lower(counted);
     p.late_to := upper(counted);

@@ -16,7 +16,7 @@ Windows = list[tuple[str, str | None, str | None]]
 
 MARKED = "select count(marks)::int from usage.six_hours"
 
-# Three days up to 2024-05-04, an event every 9 minutes in daytime and every half hour else; two of a kind in each tenth minute.
+# Three days from 2024-05-01 on: two events every 3 minutes from 8 to 18, else one every 9 minutes and two every half hour.
 EVENTS = """
 insert into {source} (collection_id, resource_type, detail, created_at)
 select case when n % 5 > 0 then ('00000000-0000-0000-0000-00000000000' || n % 5)::uuid end,
@@ -45,7 +45,7 @@ def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(db: Database) -> None:
-    """Attach with hours, and refresh: the third day is there after the second refresh alone."""
+    """Put the events in, attach with hours, and refresh."""
     db.execute(EVENTS.replace("{source}", db.source))
     db.attach(hourly=True)
     db.refresh()
@@ -70,7 +70,7 @@ def plain(db: Database) -> Database:
     return db
 
 
-def around(db: Database, every: int, first: int = 0) -> list[str]:
+def around(db: Database, every: int) -> list[str]:
     """Return instants at, beside and between marks, hours and midnights: one of so many of them."""
     rows = db.execute(
         "select distinct (x.at + o.by)::text as at"
@@ -79,7 +79,7 @@ def around(db: Database, every: int, first: int = 0) -> list[str]:
         "         union select timestamptz '2024-05-01 00:00+00' + n * interval '1 hour' from generate_series(0, 72, 5) n) x (at),"
         "       unnest(array['-11 min', '-1 us', '0', '1 us', '95 s']::interval[]) o (by) order by 1"
     )
-    return [row[0] for row in rows][first::every]
+    return [row[0] for row in rows][::every]
 
 
 def windows(db: Database, every: int = 3) -> Windows:
