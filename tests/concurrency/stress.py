@@ -68,7 +68,14 @@ class Stress:
     """One run: start the threads, let them work, stop them, and tell what went wrong."""
 
     def __init__(
-        self, db: Database, seed: int, *, ddl: bool = False, hours: bool = False, faults: bool = False
+        self,
+        db: Database,
+        seed: int,
+        *,
+        ddl: bool = False,
+        hours: bool = False,
+        marks: bool = False,
+        faults: bool = False,
     ) -> None:
         self.db = db
         self.partitioned = db.source == PARTITIONED
@@ -76,6 +83,8 @@ class Stress:
         self.ddl = ddl
         self.hours = hours
         """Turn the hourly rollup on and off meanwhile, and compare days of other zones."""
+        self.marks = marks
+        """Keep the hourly rollup on, with marks in hours of a few events, which others make too."""
         self.faults = faults
         """Somebody ends sessions and the server meanwhile: a role whose session is lost begins anew."""
         self.stop = threading.Event()
@@ -103,6 +112,9 @@ class Stress:
             roles += [self._operate]
         if self.hours:
             roles += [self._turn_hours, self._fill_hours]
+        if self.marks:
+            hourly.turn_on(self.db.own)
+            roles += [self._make_marks] * 2
         if self.faults:
             roles += [self._end_prepared]
         threads = [
@@ -112,7 +124,7 @@ class Stress:
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + seconds + PATIENCE
-        with dense() if self.hours else nullcontext():
+        with dense() if self.marks else nullcontext():
             self.stop.wait(seconds)
             while self._not_done() and time.monotonic() < deadline and not self.stop.wait(0.1):
                 pass
@@ -130,7 +142,9 @@ class Stress:
         if self.ddl:
             expected += ["ddl"]
         if self.hours:
-            expected += ["turned on", "turned off", "comparisons with hours", "comparisons with marks"]
+            expected += ["turned on", "turned off", "comparisons with hours"]
+        if self.marks:
+            expected += ["marks made", "comparisons with marks"]
         return [what for what in expected if not self.counts[what]]
 
     def settle(self) -> None:
@@ -220,8 +234,11 @@ class Stress:
                     if self.hours:
                         for zone in _OTHER_ZONES:
                             compare_days(connection, zone, _WINDOWS, source=self.db.source)
-                        for what, rows in (("hours", "usage.hourly_collection_fact"), ("marks", "usage.mark_fact")):
-                            self.counts[f"comparisons with {what}"] += self._any(connection, rows)
+                        self.counts["comparisons with hours"] += self._any(connection, "usage.hourly_collection_fact")
+                    if self.marks:
+                        self.counts["comparisons with marks"] += self._any(
+                            connection, "usage.six_hours where marks <> '{}'"
+                        )
                     self.counts["comparisons"] += 1
 
     @staticmethod
@@ -244,7 +261,13 @@ class Stress:
             while not self.stop.is_set():
                 settings = self.db.settings.model_copy(update={"step_events": rng.choice([1, 5, 50])})
                 hourly.fill(connection, settings, seconds=rng.random() * 0.1)
-                marks.make(connection, settings, seconds=rng.random() * 0.1)
+                self.stop.wait(rng.random() * 0.1)
+
+    def _make_marks(self, rng: random.Random) -> None:
+        """Beside the refreshes, which make some too."""
+        with db_module.connect(self.db.settings) as connection:
+            while not self.stop.is_set():
+                self.counts["marks made"] += marks.make(connection, self.db.settings, seconds=rng.random() * 0.1)
                 self.stop.wait(rng.random() * 0.1)
 
     def _change_table(self, rng: random.Random) -> None:

@@ -47,6 +47,20 @@ def test_hours_are_turned_on_and_off(new_database: Any, zone: str) -> None:
     print(dict(counts))
 
 
+@pytest.mark.parametrize("zone", some(["Asia/Kathmandu", "UTC"], 2))
+def test_marks_are_made_and_let_go_of(new_database: Any, zone: str) -> None:
+    """So it is while several at once make marks, and late changes let go of them."""
+    counts: Counter[str] = Counter()
+    for seed in range(ROUNDS):
+        db = new_database(zone=zone)
+        db.attach()
+        stress = Stress(db, seed, ddl=seed % 2 == 1, marks=True)
+        stress.run(SECONDS, writers=2, refreshers=2, readers=1)
+        counts += stress.counts
+        db.close()
+    print(dict(counts))
+
+
 @pytest.mark.parametrize("hours", some([True, False], 2), ids=["hours", "days"])
 def test_partitions_come_and_go(new_database: Any, hours: bool) -> None:
     """So it is with a partitioned source whose partitions are made, truncated, detached, attached and dropped meanwhile."""

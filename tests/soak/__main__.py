@@ -14,7 +14,7 @@ from tests.soak.soak import Probe, Report, Soak
 
 _COUNTED = (
     "transactions", "events written", "refreshes", "events folded", "late changes folded", "snapshots compared",
-    "comparisons with hours", "comparisons with marks", "ddl", "repairs", "turned on", "turned off",
+    "comparisons with hours", "comparisons with marks", "marks made", "ddl", "repairs", "turned on", "turned off",
 )  # fmt: skip
 _FAULTS = ("sessions terminated", "backends killed", "immediate stops", "sessions lost")
 

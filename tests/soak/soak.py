@@ -66,6 +66,7 @@ class Kind(NamedTuple):
     ddl: bool
     hours: bool
     synchronous_commit: bool
+    marks: bool = False
 
 
 KINDS = [
@@ -73,6 +74,7 @@ KINDS = [
     Kind("a table is truncated and rewritten", partitioned=False, ddl=True, hours=False, synchronous_commit=False),
     Kind("partitions come and go", partitioned=True, ddl=True, hours=False, synchronous_commit=False),
     Kind("writers only, hours", partitioned=False, ddl=False, hours=True, synchronous_commit=True),
+    Kind("writers only, marks", partitioned=False, ddl=False, hours=False, synchronous_commit=True, marks=True),
 ]
 
 
@@ -363,7 +365,7 @@ class Soak:
         """One round of one kind; then everything once more at rest."""
         kind = KINDS[number % len(KINDS)]
         db = self._new(server, f"round_{number}", kind)
-        stress = Stress(db, self._report.seed + number, ddl=kind.ddl, hours=kind.hours, faults=True)
+        stress = Stress(db, self._report.seed + number, ddl=kind.ddl, hours=kind.hours, marks=kind.marks, faults=True)
         probe = Probe(db, self._report, stress.stop)
         probe.start()
         faults.begin()
