@@ -17,7 +17,7 @@ from psycopg import sql
 
 from aggregator import fold
 from aggregator import sql as sql_files
-from aggregator.db import Connection
+from aggregator.db import Connection, transaction
 from aggregator.errors import never
 from aggregator.settings import Settings
 
@@ -51,6 +51,10 @@ def make(
     made = 0
     while True:
         check()
+        # Nearly always there are none: to see that takes no lock on the state.
+        with transaction(connection, read_only=True):
+            if _unmarked(connection, settings) is None:
+                return made
         try:
             if not fold.with_retries(lambda: _make_one(connection, settings, attached), check):
                 return made
@@ -64,12 +68,9 @@ def make(
 def _make_one(connection: Connection, settings: Settings, attached: fold.State) -> bool:
     """Make the marks of the newest six hours that are to have some, or note that they have too many keys; return False if there are none."""
     with fold.snapshot(connection, attached, lock_state=True):
-        row = connection.execute(
-            SQL["unmarked"], {"worth": WORTH, "most": MOST * settings.step_events, "rest": REST}
-        ).fetchone()
-        if row is None:
+        bounds = _unmarked(connection, settings)
+        if bounds is None:
             return False
-        bounds = {"from": row[0], "to": row[1]}
         row = connection.execute(SQL["apart"], {**bounds, "every": EVERY, "per_row": PER_ROW}).fetchone()
         assert row is not None
         marks = halves = "{}"
@@ -86,6 +87,14 @@ def _make_one(connection: Connection, settings: Settings, attached: fold.State) 
         if fold.notice_new_partition(connection):
             raise fold.PartitionsChangedError
     return True
+
+
+def _unmarked(connection: Connection, settings: Settings) -> dict[str, str] | None:
+    """Return from when to when the newest six hours are that are to have marks, or None."""
+    row = connection.execute(
+        SQL["unmarked"], {"worth": WORTH, "most": MOST * settings.step_events, "rest": REST}
+    ).fetchone()
+    return None if row is None else {"from": row[0], "to": row[1]}
 
 
 def _sums(connection: Connection, bounds: dict[str, str], marks: str) -> sql.Composed:
