@@ -49,7 +49,7 @@ def test_hours_are_turned_on_and_off(new_database: Any, zone: str) -> None:
 
 @pytest.mark.parametrize("zone", some(["Asia/Kathmandu", "UTC"], 2))
 def test_marks_are_made_and_let_go_of(new_database: Any, zone: str) -> None:
-    """So it is while several at once make marks, and late changes let go of them."""
+    """So it is while marks are made, by refreshes and beside them, and late changes let go of them."""
     counts: Counter[str] = Counter()
     for seed in range(ROUNDS):
         db = new_database(zone=zone)
