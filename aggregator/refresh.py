@@ -102,10 +102,8 @@ class _Run:
     frontier: str = "-infinity"
     waited_for: tuple[str, ...] = ()
     """The writers that it stopped waiting for: from then on it folds late changes only."""
-    with_hours: bool = False
-    """The hourly rollup is on."""
-    hours_missing: bool = False
-    """And may have to be filled."""
+    hourly_since: str | None = None
+    """From where on there are hours, as the last step found it (``-infinity``: all); None: the hourly rollup is off."""
     presumption: Presumption = field(default_factory=Presumption)
     """How often events were well formed, as was presumed."""
 
@@ -152,9 +150,9 @@ def refresh(
             target, run.waited_for = frontier.advance_and_wait(connection, settings.wait_timeout, check)
             notes = [] if run.waited_for else _mend(connection, settings, run, check)
         notes += _fold_up_to(connection, settings, run, state, target, progress, check)
-        if run.hours_missing:  # for a while, so that the frontier does not wait for it
+        if run.hourly_since not in {None, "-infinity"}:  # for a while, so that the frontier does not wait for it
             hourly.fill(connection, settings, seconds=_FILL_SECONDS, check=check)
-        if run.with_hours:
+        if run.hourly_since is not None:
             marks.make(connection, settings, seconds=_MARK_SECONDS, check=check)
         doubt = fold.with_retries(lambda: _doubt(connection))
         if doubt is not None:
@@ -394,8 +392,7 @@ def _step(
     run.events += events
     run.late_changes += late
     run.frontier = reached
-    run.with_hours = state.hourly_since is not None
-    run.hours_missing = state.hourly_since not in {None, "-infinity"}
+    run.hourly_since = state.hourly_since
     return not more
 
 
