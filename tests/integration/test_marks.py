@@ -171,16 +171,18 @@ def test_the_newest_are_made_behind_the_frontier(db: Database) -> None:
         " select generate_series(usage.six_hours_of(now()) - interval '1 day', now(), interval '1 minute')"
     )
     db.refresh()
-    unfolded = db.scalar("select usage.six_hours_of(frontier)::text from usage.state")
-    assert db.scalar(MARKED) == 4
-    assert db.execute("select starts_at::text from usage.six_hours where marks is null") == [(unfolded,)]
-    for number, marked in ((19, 4), (1, 5)):
+    folded = "starts_at + interval '6 hours' <= (select frontier from usage.state)"
+    assert db.execute(
+        f"select count(*) filter (where {folded}) >= 3, bool_and((marks is not null) = {folded}) from usage.six_hours"
+    ) == [(True, True)]
+    sparse = "select count(marks)::int from usage.six_hours where starts_at = '2024-01-05 06:00+00'"
+    for number, marked in ((19, 0), (1, 1)):
         db.execute(
             "insert into public.resource_usage_log (created_at) select '2024-01-05 10:00+00' from generate_series(1, %s)",
             (number,),
         )
         db.refresh()
-        assert db.scalar(MARKED) == marked
+        assert db.scalar(sparse) == marked
     db.compare([("now-30", None, None), ("now-1", None, None), ("2024-01-05 10:00+00", None, None)])
 
 
