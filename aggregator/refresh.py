@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psycopg
 from psycopg import sql
 
-from aggregator import capture, fold, frontier, hourly, lookback, marks, verify
+from aggregator import capture, fold, frontier, hourly, lookback, marks, step, verify
 from aggregator import sql as sql_files
 from aggregator.db import Connection, one_line, transaction
 from aggregator.errors import AggregatorError, Stopped, never
@@ -43,12 +43,6 @@ _FILL_SECONDS = 30.0
 
 _MARK_SECONDS = 10.0
 """For which a refresh makes marks in dense hours at most, likewise."""
-
-_LONGER = 8
-"""Times as many events in a step of several connections, at least: all but one rest while a step's last days are folded."""
-
-_SHORTER = 5
-"""Part of a step's events of which the first one of several connections is, for there only one has work."""
 
 _MENDS = 20
 """Of new partitions in a row, between two steps."""
@@ -106,6 +100,7 @@ class _Run:
     """From where on there are hours, as the last step found it (``-infinity``: all); None: the hourly rollup is off."""
     presumption: Presumption = field(default_factory=Presumption)
     """How often events were well formed, as was presumed."""
+    statistics: step.Statistics = field(default_factory=step.Statistics)
 
 
 def forecast(connection: Connection) -> Forecast:
@@ -408,11 +403,11 @@ def _fold(
     upper, more_raw = state.frontier, False
     with_hours = state.hourly_since is not None
     keys = fold.known_keys(connection)
-    step_events = _events_of_step(settings, workers, keys)
+    step_events = step.events_of(settings, several=workers is not None, keys=keys)
     if target is not None and _scalar(connection, "is_before", frontier=state.frontier, target=target):
         if not _scalar(connection, "is_reached", target=target):
             raise AggregatorError("the frontier was reset while this refresh ran: run aggregator refresh again")
-        upper, more_raw = _step_end(connection, state, target, step_events)
+        upper, more_raw = step.find_end(connection, state, target, step_events, run.statistics)
     raw = RawDays(connection, state, state.frontier if state.distributed else upper, run.presumption)
     # Workers see no keys that this transaction adds: the first step is for one connection.
     shared = workers is not None and len(raw.days) > 1 and keys > 0
@@ -436,6 +431,8 @@ def _fold(
     events -= of_late
     if workers is not None and shared:
         events += raw.share(settings, workers, keys=keys, step_events=step_events)
+    if workers is not None and more_raw and not state.distributed:
+        run.statistics.check(connection, state.frontier, upper, events)
     return events, late, more_late or more_raw
 
 
@@ -475,40 +472,12 @@ def _claim_late(connection: Connection, settings: Settings, state: fold.State) -
     return connection.execute(SQL["drop_claimed"], {"limit": limit}).rowcount, limit != state.frontier
 
 
-def _events_of_step(settings: Settings, workers: Workers | None, keys: int) -> int:
-    """Return about how many raw events are one step; ``keys``: how many are known."""
-    if workers is None:
-        return settings.step_events
-    # Workers number keys that are known: a few events show most of them.
-    return settings.step_events * max(settings.jobs, _LONGER) if keys else max(1, settings.step_events // _SHORTER)
-
-
-def _step_end(connection: Connection, state: fold.State, target: str, events: int) -> tuple[str, bool]:
-    """Return where a step of about so many raw events ends, and whether that is short of the target.
-
-    A step ends at a day's first instant where it can, so that no day's keys are folded twice.
-    """
-    bounds = {"from": state.frontier, "to": target}
-    row = connection.execute(SQL["nth_event"], {**bounds, "zone": state.time_zone, "n": events}).fetchone()
-    if row is None:
-        return target, False
-    instant, day_start, past, day_past = row
-    if day_past:
-        return day_start, True
-    if past:
-        return instant, True
-    # More events than a step holds share one instant: they cannot be told apart, so they go together.
-    row = connection.execute(SQL["next_instant"], {"from": instant, "to": target}).fetchone()
-    return (row[0], True) if row is not None else (target, False)
-
-
 def _estimate(connection: Connection, target: str) -> int:
     """Return the planner's idea of how many events lie between the frontier and the target."""
 
     def explain() -> int:
         with fold.looking(connection) as state:
-            plan = _scalar(connection, "estimate", **{"from": state.frontier, "to": target})
-            return int(plan[0]["Plan"]["Plan Rows"])
+            return step.estimate(connection, state.frontier, target)
 
     return fold.with_retries(explain)
 

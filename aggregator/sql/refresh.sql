@@ -60,31 +60,11 @@ update usage.state s
          where %(found)s::jsonb ->> f.key = f.value and usage.is_captured(f.value, t.capture_mode)) n
  where n.known is not null
 
--- estimate --
-explain (format json) select from usage.event() e where e.created_at >= %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
-
 -- count_tail --
 select count(*) from usage.event_between(%(from)s::timestamptz, null) e
 
 -- count_late --
 select count(*) from usage.late_change l where l.created_at < %(frontier)s::timestamptz
-
--- nth_event --
--- The instant of the N-th event from the frontier on, and the first instant of its day.
-with nth as materialized (  -- once
-    select f.created_at
-      from usage.nth_event(%(from)s::timestamptz, %(to)s::timestamptz, %(n)s) f (created_at)
-     where f.created_at is not null
-)
-select n.created_at::text, d.start::text, n.created_at > %(from)s::timestamptz, d.start > %(from)s::timestamptz
-  from nth n, lateral (select usage.day_start(usage.local_day(n.created_at, %(zone)s), %(zone)s) as start) d
-
--- next_instant --
-select e.created_at::text
-  from usage.event() e
- where e.created_at > %(from)s::timestamptz and e.created_at < %(to)s::timestamptz
- order by e.created_at
- limit 1
 
 -- any_late --
 select exists (select from usage.late_change l where l.created_at < %(frontier)s::timestamptz),

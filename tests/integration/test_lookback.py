@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 from psycopg import conninfo, sql
 
-from aggregator import capture, hourly, lookback, nightly, purge, rebuild, refresh, seal, status, usage_overview, verify
+from aggregator import (
+    capture,
+    hourly,
+    lookback,
+    nightly,
+    purge,
+    rebuild,
+    refresh,
+    seal,
+    status,
+    step,
+    usage_overview,
+    verify,
+)
 from aggregator.errors import UsageError
 from tests.harness import Database, Hooked, Mismatch, compare, snapshot, some
 from tests.integration.sources import PARTITIONED_DDL, fill
@@ -191,7 +204,7 @@ def test_in_one_snapshot(new_database: Any) -> None:
     db.attach()
     db.refresh()
     change = _ago(db, 3)  # the oldest instant that the promise is about, at any time of day
-    hooks = {refresh.SQL["nth_event"]: lambda: _change(db, change, "insert")}
+    hooks = {step.SQL["nth_event"]: lambda: _change(db, change, "insert")}
     refresh.refresh(Hooked(db.own, hooks), db.settings)  # type: ignore[arg-type]
     assert not hooks
     with pytest.raises(Mismatch):

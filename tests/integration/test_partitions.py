@@ -7,7 +7,7 @@ from contextlib import suppress
 import psycopg
 import pytest
 
-from aggregator import fold, hourly, rebuild, refresh, verify
+from aggregator import fold, hourly, rebuild, refresh, step, verify
 from aggregator.db import connect
 from tests.harness import Database, Hooked, snapshot, waits
 from tests.integration.sources import Background, await_true, bound, doubt, fill, pending, run, settled
@@ -79,7 +79,7 @@ def test_a_partition_leaves_during_a_step(partitioned: Database, how: str) -> No
             )
         assert leaving[0].alive
 
-    hooked = Hooked(partitioned.own, {refresh.SQL["nth_event"]: leaves})
+    hooked = Hooked(partitioned.own, {step.SQL["nth_event"]: leaves})
     assert refresh.refresh(hooked, partitioned.settings).status == "done"  # type: ignore[arg-type]
     leaving[0].join()
     _follow(partitioned)

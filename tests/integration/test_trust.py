@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from aggregator import capture, fold, refresh, verify
+from aggregator import capture, fold, refresh, step, verify
 from aggregator.db import connect
 from aggregator.errors import AggregatorError, Stopped
 from aggregator.status import read_status
@@ -348,7 +348,7 @@ def test_partition_while_a_refresh_runs(
     run(partitioned, "insert into {source} (resource_type, created_at) values ('ai', now() - interval '2 days')")
     before = {}
     if when == "nth_event":
-        before[refresh.SQL[when]] = happen
+        before[step.SQL[when]] = happen
     else:
         real = getattr(refresh, when)
 

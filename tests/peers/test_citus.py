@@ -23,7 +23,7 @@ import pytest
 from psycopg import conninfo, sql
 from pydantic import SecretStr
 
-from aggregator import capture, migrations, nightly, purge, rebuild, refresh, status, verify
+from aggregator import capture, migrations, nightly, purge, rebuild, refresh, status, step, verify
 from aggregator.db import connect
 from aggregator.errors import UsageError
 from tests.harness import COLLECTIONS, SCHEMA, Database, Hooked, Mismatch, compare, snapshot
@@ -377,7 +377,7 @@ def test_a_worker_lost_and_come_back(db: Database, cluster: Cluster, when: str) 
     dying = threading.Timer(0.3 if when == "during the sums" else 0, worker.kill)
     block = {
         "during the sums": verify.SQL["bounds"],  # of the repair; before that none of ours takes time
-        "between repair and fold": refresh.SQL["estimate"],
+        "between repair and fold": step.SQL["estimate"],
     }.get(when, capture.CITUS["add_raw"])
 
     def die() -> None:
