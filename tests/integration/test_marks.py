@@ -171,7 +171,7 @@ def test_the_newest_are_made_behind_the_frontier(db: Database) -> None:
         " select generate_series(usage.six_hours_of(now()) - interval '1 day', now(), interval '1 minute')"
     )
     db.refresh()
-    folded = "starts_at + interval '6 hours' <= (select frontier from usage.state)"
+    folded = "(starts_at + interval '6 hours' <= (select frontier from usage.state))"
     assert db.execute(
         f"select count(*) filter (where {folded}) >= 3, bool_and((marks is not null) = {folded}) from usage.six_hours"
     ) == [(True, True)]
