@@ -371,6 +371,7 @@ def _step(
 ) -> bool:
     """Fold one step and commit; return whether nothing is left to do."""
     with fold.snapshot(connection, attached, lock_state=True) as state:
+        connection.execute(SQL["do_not_wait"])
         if state.truncated:
             events, late, more = 0, _start_anew(connection), True
         else:

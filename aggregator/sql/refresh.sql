@@ -125,6 +125,10 @@ insert into usage.refresh_run (frontier_from, frontier_to)
 select s.frontier, s.frontier from usage.state s
 returning id
 
+-- do_not_wait --
+-- For the disk, nor for a standby: a step that a crash takes back has not happened. The run's end is written after all steps, and waits for them.
+set local synchronous_commit = off
+
 -- record_step --
 update usage.refresh_run
    set steps = steps + 1, events = events + %(events)s, late_changes = late_changes + %(late)s,

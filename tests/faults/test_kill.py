@@ -10,12 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aggregator import embedded, purge, rebuild
+from aggregator import embedded, purge, rebuild, refresh
 from tests.cli.test_cli import ROOT, _environment
 from tests.faults.shadow import SHADOW, Writer, check, prepare
 from tests.harness import Database, create_with_source
@@ -155,13 +156,16 @@ def test_clients_killed_at_random_moments(prepared: Database) -> None:
     assert killed.total() >= KILLS
 
 
+def server_of(settings: dict[str, str]) -> AbstractContextManager[embedded.Server]:
+    bin_dir = os.environ.get("AGGREGATOR_TEST_BIN")
+    return embedded.temporary_server(
+        Path(bin_dir) if bin_dir else None, {"fsync": "off", "shared_buffers": "'32MB'", **settings}
+    )
+
+
 @pytest.fixture
 def own_server() -> Iterator[embedded.Server]:
-    bin_dir = os.environ.get("AGGREGATOR_TEST_BIN")
-    with embedded.temporary_server(
-        Path(bin_dir) if bin_dir else None,
-        {"fsync": "off", "shared_buffers": "'32MB'", "max_wal_senders": "0", "wal_level": "minimal"},
-    ) as server:
+    with server_of({"max_wal_senders": "0", "wal_level": "minimal"}) as server:
         yield server
 
 
@@ -172,6 +176,49 @@ def database(server: embedded.Server) -> Database:
 def new_database_of(server: embedded.Server) -> Database:
     create_with_source(server.dsn(), "app")
     return database(server)
+
+
+def test_a_crash_takes_back_what_a_step_has_done() -> None:
+    """Steps do not wait for the disk: what is lost is raw, or a late change, again. The end of a run waits for all of it."""
+
+    class CrashedError(Exception):
+        pass
+
+    with server_of({"wal_writer_delay": "'10s'"}) as server:
+        db = new_database_of(server)
+        prepare(db, days=60)
+        db.attach()
+        lost = 0
+        for steps in (1, 3, 2, 4):
+            reached: list[str] = []
+
+            def crash(progress: refresh.Progress, steps: int = steps, reached: list[str] = reached) -> None:
+                reached.append(progress.frontier)
+                if len(reached) == steps:
+                    server.stop("immediate")
+                    raise CrashedError
+
+            with pytest.raises(CrashedError):
+                refresh.refresh(db.own, db.settings.model_copy(update={"step_events": 20}), progress=crash)
+            db.close()
+            server.start()
+            db = database(server)
+            lost += db.scalar("select frontier < %s::timestamptz from usage.state", (reached[-1],))
+            check(db)
+            db.execute("delete from public.resource_usage_log where id %% 7 = %s", (steps,))
+            db.execute(f"delete from {SHADOW} where id %% 7 = %s", (steps,))
+            check(db)
+        assert lost == 4
+        done = db.refresh(step_events=20)
+        db.close()
+        server.stop("immediate")
+        server.start()
+        db = database(server)
+        assert db.scalar("select frontier = %s::timestamptz from usage.state", (done.frontier,))
+        assert db.scalar("select count(*) from usage.late_change") == 0
+        check(db)
+        assert db.verify().differences == 0
+        db.close()
 
 
 @pytest.mark.parametrize("seen", [True, False])
