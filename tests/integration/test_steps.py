@@ -12,8 +12,6 @@ from aggregator import fold, refresh, step
 from aggregator.db import transaction
 from tests.harness import Database, some
 
-DAYS = 40
-
 STEP = 1200
 """Events of a step: eight times 150."""
 
