@@ -240,6 +240,9 @@ def apply_delta(
     connection.execute(SQL["add_total"])
     if subtracts:
         connection.execute(SQL["sweep_total"])
+    if hourly and not derive:
+        connection.execute(SQL["add_hourly_total"])
+        connection.execute(SQL["sweep_hourly_total"])
     connection.execute(SQL["count_version"])
     connection.execute(SQL["note_days"])
     row = connection.execute(SQL["counted"]).fetchone()

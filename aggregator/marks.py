@@ -1,7 +1,9 @@
 """Marks of the hourly rollup: running sums within dense hours, for windows to the second.
 
 Six hours of UTC that have many events get marks, instants a few thousand events apart, each with the sums of the six hours
-up to it. A window's end is then one mark's rows and the events between. They are made behind the frontier, newest first,
+up to it. A window's end is then one mark's rows and the events between. By resource type alone, for a series of days, a mark has
+a few rows, so they are some hundred events apart, and at each quarter of an hour, where midnights of the world lie; each with
+the sums of its hour up to it. All are made behind the frontier, newest first,
 in transactions of their own, from the raw events in their snapshot less the late changes that are not folded: so they say what
 the hours say. Triggers let go of them when hours are changed, days repaired, or trust is turned off; readers go by hours until
 they are made anew, so that they may be missing at any time, and killed at any point.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 
 from psycopg import sql
@@ -23,11 +26,14 @@ from aggregator.settings import Settings
 
 SQL = sql_files.load("marks")
 
-WORTH = 20_000
-"""Events in six hours from which on marks pay: by hours a window to the second reads a twelfth of them raw, and thousands of rows."""
+WORTH = 5_000
+"""Events in six hours from which on marks pay, those by type: by hours a window to the second reads a twelfth of them raw."""
 
 EVERY = 10_000
 """Events from one mark to the next, of which a window reads half at most: 2.6 ms."""
+
+EVERY_TOTAL = 500
+"""Events from one mark by type to the next, of which a window reads half at most."""
 
 PER_ROW = 5
 """And for each row of a mark, which is one for each key of its six hours: marks are a tenth of the raw events' room, however many keys there are."""
@@ -71,19 +77,28 @@ def _make_one(connection: Connection, settings: Settings, attached: fold.State) 
         bounds = _unmarked(connection, settings)
         if bounds is None:
             return False
-        row = connection.execute(SQL["apart"], {**bounds, "every": EVERY, "per_row": PER_ROW}).fetchone()
+        row = connection.execute(
+            SQL["apart"], {**bounds, "every": EVERY, "every_total": EVERY_TOTAL, "per_row": PER_ROW}
+        ).fetchone()
         assert row is not None
+        every, every_total = row
         marks = halves = "{}"
-        if row[0] is not None:
-            row = connection.execute(SQL["choose"], {**bounds, "every": row[0]}).fetchone()
+        if every is not None:
+            row = connection.execute(SQL["choose"], {**bounds, "every": every}).fetchone()
             assert row is not None
             marks, halves = row
         # First, for here another session's marks made meanwhile are noticed: it has had the state's row, and left it as it was.
-        connection.execute(SQL["set_marks"], {**bounds, "marks": marks, "halves": halves})
+        connection.execute(
+            SQL["set_marks"], {**bounds, "marks": marks, "halves": halves, "has_totals": every_total is not None}
+        )
         connection.execute(SQL["delete_old"], bounds)
-        if marks != "{}":
-            connection.execute(fold.SQL["settings"])
+        connection.execute(fold.SQL["settings"])
+        if every is not None:
             connection.execute(sql.SQL(SQL["add"]).format(sums=_sums(connection, bounds, marks)))
+        if every_total is not None:
+            row = connection.execute(SQL["choose_totals"], {**bounds, "every": every_total}).fetchone()
+            assert row is not None
+            connection.execute(sql.SQL(SQL["add_totals"]).format(**_total_sums(connection, bounds, row[0])))
         if fold.notice_new_partition(connection):
             raise fold.PartitionsChangedError
     return True
@@ -99,18 +114,45 @@ def _unmarked(connection: Connection, settings: Settings) -> dict[str, str] | No
 
 def _sums(connection: Connection, bounds: dict[str, str], marks: str) -> sql.Composed:
     """Return the query of what the marks of six hours have to say in this snapshot; it is run without parameters."""
+    return sql.SQL(SQL["sums"]).format(marks=sql.Literal(marks), measured=_measured(connection, bounds))
+
+
+def _total_sums(connection: Connection, bounds: dict[str, str], marks: str) -> dict[str, sql.Composed]:
+    """Return the query of what marks by type have to say, in two parts; ``marks``: and the whole hours among them."""
+    names = {"bounds": sql.Literal(marks), "measured": _measured(connection, bounds)}
+    return {"slots": sql.SQL(SQL["slots"]).format(**names), "sums": sql.SQL(SQL["total_sums"]).format(**names)}
+
+
+def _measured(connection: Connection, bounds: dict[str, str]) -> sql.SQL:
     span = (bounds["from"], bounds["to"])
-    measured = fold.measured(connection, span, late=span, with_parameters=False)
-    return sql.SQL(SQL["sums"]).format(marks=sql.Literal(marks), measured=measured)
+    return fold.measured(connection, span, late=span, with_parameters=False)
 
 
-def differences(
-    connection: Connection, start: str, end: str
-) -> list[tuple[str, str | None, str | None, int, Decimal, Decimal]]:
-    """Return what the unsealed marks of six hours that reach into [start, end) lack, in the caller's snapshot: mark, collection, type, sums."""
-    found = []
-    for starts_at, ends_at, marks in connection.execute(SQL["marked"], {"from": start, "to": end}).fetchall():
-        sums = _sums(connection, {"from": starts_at, "to": ends_at}, marks)
-        query = sql.SQL(SQL["differences"]).format(sums=sums, marks=sql.Literal(marks))
-        found += connection.execute(query).fetchall()
+@dataclass(frozen=True)
+class Difference:
+    """What the row of a mark lacks. ``at`` is the mark's instant as ISO text, ``of_total``: it is one by type alone."""
+
+    of_total: bool
+    at: str
+    collection_id: str | None
+    resource_type: str | None
+    event_count: int
+    total_value: Decimal
+    secondary_value: Decimal
+
+
+def differences(connection: Connection, start: str, end: str) -> list[Difference]:
+    """Return what the unsealed marks of six hours that reach into [start, end) lack, in the caller's snapshot."""
+    found: list[Difference] = []
+    for starts_at, ends_at, marks, totals in connection.execute(SQL["marked"], {"from": start, "to": end}).fetchall():
+        bounds = {"from": starts_at, "to": ends_at}
+        query = sql.SQL(SQL["differences"]).format(sums=_sums(connection, bounds, marks), marks=sql.Literal(marks))
+        found += [Difference(False, *row) for row in connection.execute(query).fetchall()]
+        if totals is not None:
+            query = sql.SQL(SQL["total_differences"]).format(
+                starts_at=sql.Literal(starts_at),
+                ends_at=sql.Literal(ends_at),
+                **_total_sums(connection, bounds, totals),
+            )
+            found += [Difference(True, at, None, *rest) for at, *rest in connection.execute(query).fetchall()]
     return found

@@ -83,7 +83,9 @@ class Difference:
         "daily_total",
         "hourly",
         "hourly_collection",
+        "hourly_total",
         "mark",
+        "mark_total",
     ]
     bucket: str
     collection_id: str | None
@@ -344,8 +346,19 @@ def _verify_chunk(
             wrong = marks.differences(connection, start, end)
             count += len(wrong)
             some += [
-                Difference("mark", at, collection, resource_type, None, None, events, total, secondary, 0)
-                for at, collection, resource_type, events, total, secondary in wrong
+                Difference(
+                    "mark_total" if one.of_total else "mark",
+                    one.at,
+                    one.collection_id,
+                    one.resource_type,
+                    None,
+                    None,
+                    one.event_count,
+                    one.total_value,
+                    one.secondary_value,
+                    0,
+                )
+                for one in wrong
             ]
         if repair:
             connection.execute(SQL["forget_leaves"], {"start": start, "end": end})

@@ -62,7 +62,7 @@ begin
     grant select on
         usage.daily, usage.daily_collection, usage.daily_total, usage.monthly, usage.monthly_collection,
         usage.quarterly_collection, usage.metric,
-        usage.hourly, usage.hourly_collection,
+        usage.hourly, usage.hourly_collection, usage.hourly_total,
         usage.metric_history, usage.metric_definition, usage.state, usage.daily_live, usage.monthly_live, usage.freshness, usage.trailing,
         usage.monthly_ranking, usage.view_refresh, usage.health_limit, usage.alembic_version
         to usage_reader;
@@ -88,7 +88,7 @@ begin
     grant select, insert, update, delete on
         usage.daily_fact, usage.daily_collection_fact, usage.daily_total, usage.monthly_fact, usage.monthly_collection_fact,
         usage.quarterly_collection_fact,
-        usage.hourly_fact, usage.hourly_collection_fact, usage.six_hours, usage.mark_fact, usage.rolled_day,
+        usage.hourly_fact, usage.hourly_collection_fact, usage.hourly_total, usage.six_hours, usage.mark_fact, usage.mark_total, usage.rolled_day,
         usage.late_change, usage.truncate_marker, usage.refresh_run, usage.verification, usage.restatement
         to usage_refresher;
     grant select, insert on usage.key to usage_refresher;

@@ -240,6 +240,24 @@ delete from usage.daily_total r
  where r.day = touched.bucket
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
+-- add_hourly_total --
+-- What a repair finds besides; a trigger adds what is added to hours by collection.
+insert into usage.hourly_total as t (hour, resource_type, event_count, total_value, secondary_value, rejected_count)
+select x.hour, x.resource_type, x.event_count, x.total_value, x.secondary_value, x.rejected_count
+  from pg_temp.delta x
+ where x.rollup = 'hourly_total'
+    on conflict on constraint hourly_total_key do update
+   set event_count = t.event_count + excluded.event_count,
+       total_value = t.total_value + excluded.total_value,
+       secondary_value = t.secondary_value + excluded.secondary_value,
+       rejected_count = t.rejected_count + excluded.rejected_count
+
+-- sweep_hourly_total --
+delete from usage.hourly_total r
+ using (select distinct x.hour from pg_temp.delta x where x.rollup = 'hourly_total') touched
+ where r.hour = touched.hour
+   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
+
 -- counted --
 select coalesce(sum(x.event_count), 0)::bigint from pg_temp.daily_total_delta x
 

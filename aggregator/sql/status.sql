@@ -20,7 +20,8 @@ select s.source, s.capture_mode, s.lookback_days, s.title_source, s.time_zone, s
        pg_size_pretty((select sum(pg_total_relation_size(r::regclass))
                          from unnest(array['usage.daily_fact', 'usage.daily_collection_fact', 'usage.daily_total',
                                            'usage.monthly_fact', 'usage.monthly_collection_fact', 'usage.quarterly_collection_fact',
-                                           'usage.hourly_fact', 'usage.hourly_collection_fact', 'usage.six_hours', 'usage.mark_fact', 'usage.key']) r))
+                                           'usage.hourly_fact', 'usage.hourly_collection_fact', 'usage.hourly_total', 'usage.six_hours', 'usage.mark_fact',
+                                           'usage.mark_total', 'usage.key']) r))
   from usage.state s, usage.freshness f
 
 -- recent_events --

@@ -8,6 +8,7 @@ select least(
            (select min(t.day) from usage.daily_total t where t.day >= %(day)s::date),
            (select usage.local_day(min(h.hour), s.time_zone) from usage.hourly_fact h where h.hour >= usage.day_start(%(day)s::date, s.time_zone)),
            (select usage.local_day(min(h.hour), s.time_zone) from usage.hourly_collection_fact h where h.hour >= usage.day_start(%(day)s::date, s.time_zone)),
+           (select usage.local_day(min(h.hour), s.time_zone) from usage.hourly_total h where h.hour >= usage.day_start(%(day)s::date, s.time_zone)),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly_fact m
              where m.month >= usage.month_of(%(day)s::date) having count(*) > 0),
            (select greatest(min(m.month), %(day)s::date) from usage.monthly_collection_fact m
@@ -172,7 +173,8 @@ having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_val
 {hours}
 
 -- hour_differences --
--- More of them: what has to be added to each row of the hourly rollup. Hours that a bound of the days cuts are compared whole.
+-- More of them: what has to be added to each row of the hourly rollup. Hours that a bound of the days cuts are compared whole. Those
+-- by type are the sums of those by collection, all as they are, for what is added to these is added to them.
 union all
 select 'hourly', usage.local_day(x.hour, s.time_zone), x.collection_id, x.resource_type, x.job_type, x.model_level,
        sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, x.hour
@@ -198,6 +200,19 @@ select 'hourly_collection', usage.local_day(x.hour, s.time_zone), x.collection_i
           from usage.hourly_collection h
          where h.hour >= %(hour_from)s::timestamptz and h.hour < %(hour_to)s::timestamptz) x
  group by s.time_zone, x.hour, x.collection_id, x.resource_type
+having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
+union all
+select 'hourly_total', usage.local_day(x.hour, s.time_zone), null, x.resource_type, null, null,
+       sum(x.event_count)::bigint, sum(x.total_value), sum(x.secondary_value), sum(x.rejected_count)::bigint, %(reason)s, x.hour
+  from usage.state s,
+       (select h.hour, h.resource_type, h.event_count, h.total_value, h.secondary_value, h.rejected_count
+          from usage.hourly_collection h
+         where h.hour >= %(hour_from)s::timestamptz and h.hour < %(hour_to)s::timestamptz
+        union all
+        select t.hour, t.resource_type, -t.event_count, -t.total_value, -t.secondary_value, -t.rejected_count
+          from usage.hourly_total t
+         where t.hour >= %(hour_from)s::timestamptz and t.hour < %(hour_to)s::timestamptz) x
+ group by s.time_zone, x.hour, x.resource_type
 having sum(x.event_count) <> 0 or sum(x.total_value) <> 0 or sum(x.secondary_value) <> 0 or sum(x.rejected_count) <> 0
 
 -- bounds --

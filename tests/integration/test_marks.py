@@ -6,13 +6,26 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 from aggregator import capture, hourly, marks, seal
 from aggregator.errors import Stopped
-from tests.harness import BY_ITSELF, ORACLE, Database, Mismatch, snapshot, some
+from tests.harness import BY_ITSELF, ORACLE, TOTALS, Database, Mismatch, compare_days, snapshot, some
+from tests.integration.test_zones import TRANSITIONS, cuts
+from tests.integration.test_zones import fill as around_transition
 
 Windows = list[tuple[str, str | None, str | None]]
+
+OTHERS = {
+    "UTC": "Australia/Darwin",
+    "Asia/Kathmandu": "UTC",
+    "America/St_Johns": "Asia/Kathmandu",
+    "America/New_York": "Asia/Kolkata",
+}
+"""Another zone for each."""
+
+REMAINS = "select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact), (select count(*) from usage.mark_total)"
 
 MARKED = "select count(marks)::int from usage.six_hours"
 
@@ -37,9 +50,10 @@ select '00000000-0000-0000-0000-000000000001', 'ai', jsonb_build_object('tokens_
 
 @pytest.fixture(autouse=True)
 def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mark for every seventh event, in six hours with twenty of them."""
+    """A mark for every seventh event, and one by type for every third, in six hours with twenty of them."""
     monkeypatch.setattr(marks, "WORTH", 20)
     monkeypatch.setattr(marks, "EVERY", 7)
+    monkeypatch.setattr(marks, "EVERY_TOTAL", 3)
     monkeypatch.setattr(marks, "PER_ROW", 0)
     monkeypatch.setattr(marks, "REST", 0.0)
 
@@ -104,21 +118,30 @@ def by_marks(db: Database, window: tuple[str, str | None, Any]) -> int:
     )
 
 
+BY_MARKS = {
+    "by_collection": "select * from usage.by_collection(%(since)s::timestamptz, %(until)s::timestamptz)",
+    "daily": "select day::text, resource_type, event_count, total_value from usage.daily_series(%(since)s::timestamptz, %(until)s::timestamptz)",
+}
+"""The sections that go by marks, as the oracle has them."""
+
+
 def compare(db: Database, cuts: Windows) -> None:
-    """Compare the one section that goes by marks, planned once and by itself, with the oracle, in one snapshot."""
-    expected = ORACLE["by_collection"].replace("{source}", db.source).replace("{titles}", db.titles).encode()
+    """Compare what goes by marks, planned once and by itself, with the oracle, in one snapshot: days of another zone, too."""
+    asked = [(section, section, query) for section, query in BY_MARKS.items()]
+    asked += [(section, f"window_rows, {section}", query) for section, query in BY_ITSELF.items()]
+    asked.append(("totals", "totals by type", f"select {TOTALS} from usage.totals(%(since)s::timestamptz, %(until)s::timestamptz, %(by)s, %(grain)s)"))  # fmt: skip
     with snapshot(db.connection):
-        for since, until, _ in cuts:
-            window = {"since": since, "until": until, "collection": None, "zone": db.zone}
-            rows = db.connection.execute(expected, window).fetchall()
-            found = db.connection.execute(
-                b"select * from usage.by_collection(%(since)s::timestamptz, %(until)s::timestamptz)", window
-            ).fetchall()
-            if found != rows:
-                raise Mismatch(f"by_collection of {window}: {found} is not {rows}")
-            found = db.connection.execute(BY_ITSELF.encode(), window).fetchall()
-            if found != [(row[0], *row[2:]) for row in rows]:
-                raise Mismatch(f"window_rows of {window}: {found} is not what by_collection says")
+        for number, (since, until, _) in enumerate(cuts):
+            window = {"since": since, "until": until, "collection": None, "zone": db.zone, "by": ["resource_type"], "grain": ("day", "none")[number % 2]}  # fmt: skip
+            for section, name, query in asked:
+                raw = ORACLE[section].replace("{source}", db.source).replace("{titles}", db.titles)
+                expected = db.connection.execute(raw.encode(), window).fetchall()
+                found = db.connection.execute(query.encode(), window).fetchall()
+                if section == "totals":
+                    expected, found = (sorted(rows, key=repr) for rows in (expected, found))
+                if found != expected:
+                    raise Mismatch(f"{name} of {window}: {found} is not {expected}")
+        compare_days(db.connection, OTHERS[db.zone], cuts[::3], source=db.source)
 
 
 @pytest.mark.parametrize("part", some(range(6), 3))
@@ -161,6 +184,62 @@ def test_raw_events_are_few(plain: Database) -> None:
             )[0]
             assert hours <= 6, since
             assert (raw or 0) <= 4 + 2, since  # and those of one instant
+
+
+def test_raw_events_are_fewer_by_type(plain: Database) -> None:
+    """At most half of what lies between two marks by type at either end, and none where a quarter of an hour begins."""
+    for since in around(plain, 3):
+        raw = plain.scalar(
+            "select coalesce(sum(n.events), 0)::int from usage.with_totals(usage.window_parts(%(since)s, '2024-05-03 13:12:12+00')) p,"
+            " unnest(p.cut_from || p.head_from || p.foot_from, p.cut_to || p.head_to || p.foot_to) c (from_at, to_at),"
+            "       lateral (select count(*) as events from public.resource_usage_log e"
+            "                 where e.created_at >= c.from_at and e.created_at < c.to_at) n",
+            {"since": since},
+        )
+        assert raw <= 2 * 2 + 2, since  # and those of one instant
+    quarters = ("2024-05-01 10:15+00", "2024-05-03 13:45+00")
+    assert plain.execute(
+        "select cut_from, head_from, foot_from, cardinality(marks) from usage.with_totals(usage.window_parts(%s, %s))",
+        quarters,
+    ) == [(None, None, None, 2)]
+
+
+@pytest.mark.parametrize(("zone", "instant"), some([case for case in TRANSITIONS if case[0] != "UTC"], 3))
+def test_days_of_other_zones(new_database: Callable[..., Database], zone: str, instant: str) -> None:
+    """Cut anywhere around a change of their clocks, below marks and late changes."""
+    db = new_database(zone="Asia/Kolkata")
+    around_transition(db, instant)
+    db.attach(hourly=True)
+    db.refresh()
+    assert db.scalar("select count(*) from usage.six_hours where has_totals") > 10
+    bounds = cuts(db, instant)
+    found = [
+        *((since, None, None) for since in bounds),
+        *(
+            (since, until, None)
+            for n, since in enumerate(bounds)
+            for until in (bounds[n + 1 : n + 2] + bounds[n + 6 :: 7])
+        ),
+    ]
+    for _ in range(2):
+        with snapshot(db.connection):
+            compare_days(db.connection, zone, found)
+        db.execute(
+            "update public.resource_usage_log set created_at = created_at + interval '7 minutes' where id % 5 = 0"
+        )
+
+
+def test_sealed_days_of_other_zones(plain: Database) -> None:
+    """Where their midnights are marks no event is read, so they can be told below a seal; without marks they cannot."""
+    days = "select day::text, resource_type, event_count, total_value from usage.daily_series('2024-05-01 18:30+00', '2024-05-03 12:00+00', null, 'Asia/Kolkata')"
+    expected = plain.execute(days)
+    assert len(expected) > 5
+    seal.seal(plain.own, plain.settings, "2024-05-03")
+    plain.execute("delete from public.resource_usage_log where created_at < '2024-05-03'")
+    assert plain.execute(days) == expected
+    plain.execute("update usage.six_hours set marks = null, halves = null, has_totals = null")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="cannot be told"):
+        plain.execute(days)
 
 
 def test_the_newest_are_made_behind_the_frontier(db: Database) -> None:
@@ -268,6 +347,24 @@ def test_verification_looks_at_marks(plain: Database) -> None:
     assert plain.scalar(MARKED) == 12
     compare(plain, cuts)
 
+    for change in (
+        "update usage.mark_total set total_value = total_value + 1 where at = '2024-05-02 09:15+00' and resource_type = 'ai'",
+        "delete from usage.mark_total where at = '2024-05-02 09:15+00' and resource_type is null",
+        "update usage.mark_total set at = at + interval '1 second' where at = '2024-05-02 09:15+00'",
+        "insert into usage.mark_total values ('2024-05-02 09:15:01+00', 'other', 1, 0, 0)",
+    ):
+        plain.execute(change)
+        found = plain.verify()
+        assert {(one.rollup, one.collection_id, one.bucket[:16]) for one in found.shown} == {
+            ("mark_total", None, "2024-05-02 09:15")
+        }, change
+        compare(plain, cuts[::5])
+        plain.verify(repair=True)
+        plain.refresh()
+        assert plain.scalar(MARKED) == 12
+        assert plain.verify().differences == 0, change
+        compare(plain, cuts[::5])
+
     plain.execute(
         "delete from usage.mark_fact where at = (select marks[2] from usage.six_hours where starts_at = '2024-05-02 06:00+00')"
     )
@@ -307,13 +404,45 @@ def test_repaired_days_are_marked_anew(plain: Database) -> None:
     assert plain.scalar(MARKED) == 0
 
 
+def test_a_release_that_knows_of_none_by_type(plain: Database) -> None:
+    """It makes marks, and they are made anew with those by type; it cannot keep these, so they are let go of with the others."""
+    cuts = windows(plain, 9)
+    plain.insert("2024-05-02 10:10:10+00")
+    plain.refresh()
+    assert plain.scalar(MARKED) == 12
+    plain.execute("update usage.six_hours set marks = null, has_totals = null where starts_at = '2024-05-02 06:00+00'")
+    plain.execute("update usage.six_hours set marks = '{}', halves = '{}' where starts_at = '2024-05-02 06:00+00'")
+    plain.execute(
+        "update usage.mark_total set event_count = 77 where at >= '2024-05-02 06:00+00' and at < '2024-05-02 12:00+00'"
+    )
+    compare(plain, cuts)
+    plain.refresh()
+    assert plain.scalar("select count(*) from usage.six_hours where has_totals and marks <> '{}'") == 12
+    assert plain.verify().differences == 0
+    compare(plain, cuts)
+
+
+def test_many_types(plain: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nearly every event is of another type, marks by type would take more room than the events."""
+    cuts = windows(plain, 15)
+    rows = plain.scalar("select count(*) from usage.mark_total")
+    for per_row, fewer in ((1, True), (3, False)):
+        monkeypatch.setattr(marks, "PER_ROW", per_row)
+        plain.execute("update usage.six_hours set marks = null, halves = null, has_totals = null")
+        plain.refresh()
+        assert plain.scalar("select count(*) from usage.six_hours where has_totals is null") == 0
+        assert (plain.scalar("select count(*) from usage.six_hours where has_totals") > 0) is fewer
+        assert (0 < plain.scalar("select count(*) from usage.mark_total") < rows) is fewer
+        compare(plain, cuts)
+
+
 def test_with_a_doubt_none_is_made_nor_read(plain: Database) -> None:
     cuts = windows(plain, 10)
     plain.execute("alter table public.resource_usage_log disable trigger usage_insert")
     plain.insert("2024-05-02 10:10:10+00")
     assert not any(by_marks(plain, window) for window in cuts)
     compare(plain, cuts)
-    plain.execute("update usage.six_hours set marks = null, halves = null")
+    plain.execute("update usage.six_hours set marks = null, halves = null, has_totals = null")
     assert marks.make(plain.own, plain.settings) == 0
     compare(plain, cuts)
 
@@ -322,9 +451,7 @@ def test_off_and_on(plain: Database) -> None:
     """Without hours there are none, nor remains; with hours filled in they come back, those of the past too."""
     cuts = windows(plain, 10)
     hourly.turn_off(plain.own)
-    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
-        (0, 0)
-    ]
+    assert plain.execute(REMAINS) == [(0, 0, 0)]
     plain.refresh()
     compare(plain, cuts)
     hourly.turn_on(plain.own)
@@ -359,25 +486,19 @@ def test_detached_and_truncated(plain: Database) -> None:
     plain.execute("truncate public.resource_usage_log")
     compare(plain, cuts)
     plain.refresh()
-    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
-        (0, 0)
-    ]
+    assert plain.execute(REMAINS) == [(0, 0, 0)]
     plain.execute(EVENTS.replace("{source}", plain.source))
     plain.refresh()
     assert plain.scalar(MARKED) == 12
     compare(plain, cuts)
     plain.execute("truncate usage.hourly_collection_fact")
-    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
-        (0, 0)
-    ]
+    assert plain.execute(REMAINS) == [(0, 0, 0)]
     assert plain.verify(repair=True).differences > 0
     plain.refresh()
     assert plain.scalar(MARKED) == 12
     compare(plain, cuts)
     capture.detach(plain.own, plain.settings)
-    assert plain.execute("select (select count(*) from usage.six_hours), (select count(*) from usage.mark_fact)") == [
-        (0, 0)
-    ]
+    assert plain.execute(REMAINS) == [(0, 0, 0)]
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kathmandu"])
@@ -402,7 +523,7 @@ def test_below_a_seal(new_database: Callable[..., Database], zone: str, monkeypa
     assert db.verify().differences == 0
     for window in exact:
         assert db.execute(rows, window[:2]) == expected[window], window
-    db.execute("update usage.six_hours set marks = null, halves = null")
+    db.execute("update usage.six_hours set marks = null, halves = null, has_totals = null")
     made = marks.make(db.own, db.settings)
     assert 0 < made == db.scalar("select count(marks) from usage.six_hours where starts_at >= %s", (sealed,))
     assert marks.make(db.own, db.settings) == 0
@@ -472,7 +593,7 @@ def test_the_frontier_is_put_back(db: Database) -> None:
 
 
 def test_stopped_between_two(plain: Database) -> None:
-    plain.execute("update usage.six_hours set marks = null, halves = null")
+    plain.execute("update usage.six_hours set marks = null, halves = null, has_totals = null")
     calls = iter(range(100))
 
     def check() -> None:
@@ -506,7 +627,7 @@ def test_many_keys_or_events(plain: Database, monkeypatch: pytest.MonkeyPatch) -
     rows = plain.scalar("select count(*) from usage.mark_fact")
     for per_row, fewer in ((2, True), (1000, False)):
         monkeypatch.setattr(marks, "PER_ROW", per_row)
-        plain.execute("update usage.six_hours set marks = null, halves = null")
+        plain.execute("update usage.six_hours set marks = null, halves = null, has_totals = null")
         plain.refresh()
         assert plain.scalar(MARKED) == 12
         assert (plain.scalar("select count(*) from usage.six_hours where marks = '{}'") < 12) is fewer
@@ -517,7 +638,7 @@ def test_many_keys_or_events(plain: Database, monkeypatch: pytest.MonkeyPatch) -
 
     most = plain.scalar("select max(event_count) from usage.six_hours")
     monkeypatch.setattr(marks, "MOST", 1)
-    plain.execute("update usage.six_hours set marks = null, halves = null")
+    plain.execute("update usage.six_hours set marks = null, halves = null, has_totals = null")
     assert marks.make(plain.own, plain.settings.model_copy(update={"step_events": most - 1})) < 12
     assert plain.execute("select min(event_count) from usage.six_hours where marks is null") == [(most,)]
     compare(plain, cuts)

@@ -32,7 +32,7 @@ insert into public.resource_usage_log (collection_id, resource_type, detail, cre
 """
 # Triggers on months fill the quarters, on hours what is to be marked.
 NOT_KEPT = {
-    "alembic_version", "state", "metric", "job", "health_limit", "view_refresh", "refresh_run", "verification", "quarterly_collection_fact", "six_hours",
+    "alembic_version", "state", "metric", "job", "health_limit", "view_refresh", "refresh_run", "verification", "quarterly_collection_fact", "six_hours", "hourly_total",
 }  # fmt: skip
 FUNCTIONS = "select p.oid::regprocedure::text, pg_get_functiondef(p.oid) from pg_proc p where p.pronamespace = 'usage'::regnamespace and p.prokind = 'f' order by 1"
 

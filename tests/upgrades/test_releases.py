@@ -48,7 +48,8 @@ STATES = {
     some([("0001", "late changes"), ("0001", "truncated"), ("0002", "sealed"), ("0003", "truncated"), ("0003", "sealed"),
      ("0004", "sealed"), ("0004", "truncated"), ("0004", "lookback"), ("0005", "sealed"), ("0005", "late changes"), ("0006", "truncated"), ("0006", "lookback"),
      ("0007", "late changes"), ("0007", "sealed"), ("0008", "truncated"), ("0008", "late changes"), ("0009", "sealed"), ("0009", "late changes"),
-     ("0010", "truncated"), ("0010", "sealed"), ("0011", "late changes"), ("0011", "sealed"), ("0012", "late changes"), ("0012", "sealed")], 2),
+     ("0010", "truncated"), ("0010", "sealed"), ("0011", "late changes"), ("0011", "sealed"), ("0012", "late changes"), ("0012", "sealed"),
+     ("0013", "late changes"), ("0013", "sealed")], 2),
 )  # fmt: skip
 def test_an_upgrade_under_writers(empty: Database, release: str, state: str) -> None:
     """What a release attached (0004 on: with hours) and left pending is exact before, while and after it is migrated, and trusted."""
