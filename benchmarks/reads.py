@@ -22,6 +22,8 @@ READS = load("reads")
 
 BY_COLLECTION = ("by_collection",)
 OVERVIEW = ("by_collection", "ai_drilldown", "daily")
+DAILY = ("daily",)
+DAILY_OF_ZONE = ("daily_of_zone",)
 
 WINDOWS = (1, 7, 30, 90, 180, 365)
 """Days, for the plot; those in MAIN in every way."""
@@ -60,8 +62,8 @@ def read_both(database: Database, sections: Sequence[str], parameters: dict[str,
     return took_raw, took_ours
 
 
-def _ours_alone(database: Database, parameters: dict[str, object]) -> float:
-    return read_both(database, BY_COLLECTION, parameters)[1]
+def _ours_alone(database: Database, parameters: dict[str, object], sections: Sequence[str] = BY_COLLECTION) -> float:
+    return read_both(database, sections, parameters)[1]
 
 
 def _theirs(peer: Peer, parameters: dict[str, object]) -> float:
@@ -146,6 +148,18 @@ class Reads:
                 )  # fmt: skip
         if 30 in fitting:
             self._average(30)
+            for what, sections in (
+                ("the daily series from half past twelve", DAILY),
+                ("days of Asia/Kolkata from half past twelve", DAILY_OF_ZONE),
+            ):
+                window = self._window(30, minutes=30)
+                self._case(
+                    f"30 days to the second, {what}", window, subject="hourly", sections=sections,
+                    more={
+                        HOURLY: partial(ours, window, sections=sections),
+                        HOURLY_WHOLE: partial(ours, self._whole(30), sections=sections),
+                    },
+                )  # fmt: skip
 
     def _average(self, days: int) -> None:
         """Measure windows that begin at any time of the day, one in every three hours, at another part of the hour each."""

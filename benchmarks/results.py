@@ -196,6 +196,14 @@ TARGETS = [
         ours=HOURLY,
         at_least=False,
     ),
+    Target(
+        "hourly",
+        "30 days to the second, the daily series from half past twelve",
+        2,
+        against=HOURLY_WHOLE,
+        ours=HOURLY,
+        at_least=False,
+    ),
     Target("reads", "by collection, 30 whole days", 1, against="TimescaleDB"),
     Target("reads", "by collection, 365 whole days", 5, against="TimescaleDB"),
     *(

@@ -55,6 +55,27 @@ select date_trunc('day', e.created_at, 'UTC') as starts_at, e.resource_type, cou
 select starts_at, resource_type, event_count, total_value
   from usage.daily_series(%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid)
 
+-- raw_daily_of_zone --
+-- By days that begin half an hour off the whole hour.
+select (e.created_at at time zone 'Asia/Kolkata')::date as day, e.resource_type, count(*) as event_count,
+       coalesce(sum(case e.resource_type
+           when 'ai'        then (e.detail->>'tokens_in')::numeric
+           when 'whisper'   then (e.detail->>'duration_seconds')::numeric
+           when 'tts'       then (e.detail->>'characters')::numeric
+           when 'cas'       then (e.detail->>'size_bytes')::numeric
+           when 'bandwidth' then (e.detail->>'size_bytes')::numeric
+           when 'livekit'   then (e.detail->>'participant_minutes')::numeric
+       end), 0)::float8 as total_value
+  from public.resource_usage_log e
+ where e.created_at >= %(since)s::timestamptz and (%(until)s::timestamptz is null or e.created_at < %(until)s::timestamptz)
+   and (%(collection)s::uuid is null or e.collection_id = %(collection)s::uuid)
+ group by 1, 2
+ order by 1 desc, e.resource_type collate "C" nulls last
+
+-- daily_of_zone --
+select day, resource_type, event_count, total_value
+  from usage.daily_series(%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid, 'Asia/Kolkata')
+
 -- overview --
 select usage.overview(%(since)s::timestamptz, %(until)s::timestamptz, %(collection)s::uuid)::text
 

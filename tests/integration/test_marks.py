@@ -18,6 +18,7 @@ from tests.integration.test_zones import fill as around_transition
 Windows = list[tuple[str, str | None, str | None]]
 
 OTHERS = {
+    "Africa/Monrovia": "Asia/Kathmandu",
     "UTC": "Australia/Darwin",
     "Asia/Kathmandu": "UTC",
     "America/St_Johns": "Asia/Kathmandu",
@@ -58,9 +59,9 @@ def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(marks, "REST", 0.0)
 
 
-def fill(db: Database) -> None:
+def fill(db: Database, year: str = "2024") -> None:
     """Put the events in, attach with hours, and refresh."""
-    db.execute(EVENTS.replace("{source}", db.source))
+    db.execute(EVENTS.replace("{source}", db.source).replace("2024", year))
     db.attach(hourly=True)
     db.refresh()
 
@@ -227,6 +228,31 @@ def test_days_of_other_zones(new_database: Callable[..., Database], zone: str, i
         db.execute(
             "update public.resource_usage_log set created_at = created_at + interval '7 minutes' where id % 5 = 0"
         )
+
+
+def test_midnights_that_are_no_quarters(new_database: Callable[..., Database]) -> None:
+    """In Liberia, until 1972: no mark beyond one is gone by, as late changes there would count twice, or not."""
+    db = new_database(zone="Africa/Monrovia")
+    fill(db, "1971")
+    assert db.scalar("select extract(minute from usage.day_start('1971-05-02', 'Africa/Monrovia'))::int") == 44
+    bounds = [
+        f"1971-05-0{day} {hour}+00" for day in (1, 2, 3)
+        for hour in ("00:30:31", "00:43:10", "00:44:29", "00:44:30", "00:44:31", "00:46:50", "01:10", "09:13:20", "14:40", "23:50")
+    ]  # fmt: skip
+    found: Windows = [
+        (since, until, None)
+        for n, since in enumerate(bounds)
+        for until in (None, *bounds[n + 1 : n + 3], *bounds[n + 8 :: 5])
+    ]
+    compare(db, found)
+    db.execute("update public.resource_usage_log set created_at = created_at + interval '110 seconds' where id % 3 = 0")
+    db.execute(
+        "insert into public.resource_usage_log (resource_type, created_at)"
+        " select 'tts', '1971-05-01 00:42:05+00'::timestamptz + n / 20 * interval '1 day' + n % 20 * interval '15 seconds' from generate_series(0, 59) n"
+    )
+    compare(db, found)
+    db.refresh()
+    compare(db, found)
 
 
 def test_sealed_days_of_other_zones(plain: Database) -> None:

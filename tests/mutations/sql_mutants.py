@@ -63,6 +63,12 @@ ALL_PLANNED = "usage.planned_by_collection(usage.window_parts, jsonb, jsonb)"
 ALL_CHOICE = "usage.by_collection(timestamptz, timestamptz, uuid)"
 EXPECTED = "usage.expected_events(usage.window_parts)"
 WITH_MARKS = "usage.with_marks(usage.window_parts, timestamptz, timestamptz)"
+WITH_LATE = "usage.with_late_of(usage.window_parts, timestamptz[], timestamptz[], timestamptz[], timestamptz[])"
+WITH_TOTALS = "usage.with_totals(usage.window_parts)"
+TOTAL_SQL = "usage.total_sql(usage.window_parts, text)"
+HOURLY_TOTAL = "usage.keep_hourly_total()"
+DAYS_PLANNED = "usage.planned_daily_series(usage.window_parts, jsonb)"
+DAYS_CHOICE = "usage.daily_series(timestamptz, timestamptz, uuid)"
 HOURS_SQL = "usage.hours_sql(usage.window_parts, boolean, uuid, text)"
 SIX_HOURS = "usage.keep_six_hours()"
 LET_GO = "usage.let_go_of_marks()"
@@ -86,6 +92,7 @@ ONE = "integration/test_one_collection.py"
 OF_ALL = "integration/test_planned_windows.py"
 WELL_FORMED = "integration/test_well_formed.py"
 OF_MARKS = "integration/test_marks.py"
+OF_HOURS = "integration/test_hourly_totals.py"
 OF_QUARTERS = "integration/test_quarters.py"
 PRESUMED = "integration/test_presumed.py"
 ALL = f"{REFRESH} {BOUNDARIES} {BY_HAND} {CONTENTS} {HOURLY} {CAPTURE}"
@@ -343,7 +350,7 @@ MUTANTS = [
     Mutant("marks rest for ever", "marks.unmarked", "x.unmarked_at < now() - make_interval(secs => %(rest)s)", "false", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
     Mutant("marks are made of what changes unseen", "marks.unmarked", "s.capture_mode is distinct from 'lookback'", "true", f"{OF_MARKS}::test_lookback_has_none"),
     Mutant("marks are made with a doubt", "marks.unmarked", "usage.doubt() is null", "true", f"{OF_MARKS}::test_with_a_doubt_none_is_made_nor_read"),
-    Mutant("old marks stay", "marks.delete_old", "m.at > %(from)s", "false and m.at > %(from)s", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
+    Mutant("old marks stay", "marks.delete_old", "m.at > %(from)s", "false and m.at > %(from)s", f"{OF_MARKS}::test_late_changes_let_go_of_them", times=2),
     Mutant("old ends of marks stay", "marks.delete_old", "m.at <= %(to)s", "m.at < %(to)s", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
     Mutant("marks do not mind how many keys there are", "marks.apart", "%(per_row)s * (", "0 * (", f"{OF_MARKS}::test_many_keys_or_events"),
     Mutant("one mark alone is worth it", "marks.apart", "2 * x.every", "0 * x.every", f"{OF_MARKS}::test_many_keys_or_events"),
@@ -360,8 +367,8 @@ MUTANTS = [
     Mutant("six hours forget what was there", SIX_HOURS, "s.event_count + excluded.event_count", "excluded.event_count", f"{OF_MARKS}::test_the_newest_are_made_behind_the_frontier"),
     Mutant("hours that are taken off count", SIX_HOURS, "-o.event_count", "o.event_count", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
     Mutant("six hours stay without hours", SIX_HOURS, "if tg_op = 'DELETE' then", "if false then", f"{OF_MARKS}::test_off_and_on"),
-    Mutant("marks stay without hours", SIX_HOURS, "where m.at > g.starts_at", "where false and m.at > g.starts_at", f"{OF_MARKS}::test_off_and_on"),
-    Mutant("emptied hours keep their marks", SIX_HOURS, "truncate usage.six_hours, usage.mark_fact;", "", f"{OF_MARKS}::test_detached_and_truncated"),
+    Mutant("marks stay without hours", SIX_HOURS, "where m.at > g.starts_at", "where false and m.at > g.starts_at", f"{OF_MARKS}::test_off_and_on", times=2),
+    Mutant("emptied hours keep their marks", SIX_HOURS, "truncate usage.six_hours, usage.mark_fact, usage.mark_total;", "", f"{OF_MARKS}::test_detached_and_truncated"),
     Mutant("what goes unseen keeps its marks", LET_GO, "s.marks is not null and", "false and", f"{OF_MARKS}::test_uncaptured_changes_within_an_hour"),
     Mutant("a repair lets go of all marks", LET_GO, "tg_table_name = 'verification'", "false", f"{OF_MARKS}::test_repaired_days_are_marked_anew"),
     Mutant("a repair keeps the six hours before", LET_GO, "from_at - interval '6 hours'", "from_at", f"{OF_MARKS}::test_repaired_days_are_marked_anew"),
@@ -379,13 +386,83 @@ MUTANTS = [
     Mutant("cuts of hours without marks are lost", WITH_MARKS, "if bounds[1] = from_at and from_cut is not null then", "if false then", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
     Mutant("last cuts of hours without marks are lost", WITH_MARKS, "if bounds[2] = to_at and to_cut is not null then", "if false then", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
     Mutant("hours without marks are lost", WITH_MARKS, "if bounds[1] < bounds[2] then", "if false then", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
-    Mutant("gaps count with marks", WITH_MARKS, "for n in 1 .. coalesce(cardinality(p.gap_from), 0) loop", "for n in 1 .. 0 loop", OF_MARKS),
-    Mutant("late changes count as by hours", WITH_MARKS, "(counted + cut) - (counted * cut)", "counted", OF_MARKS),
-    Mutant("what is taken off raw has no late changes", WITH_MARKS, "(counted + cut) - (counted * cut)", "counted - (counted * cut)", OF_MARKS),
+    Mutant("gaps count with marks", WITH_LATE, "unnest(p.gap_from, p.gap_to)", "unnest('{}'::timestamptz[], '{}'::timestamptz[])", OF_MARKS),
+    Mutant("late changes count as by hours", WITH_LATE, "(counted + cut) - (counted * cut)", "counted", OF_MARKS, times=2),
+    Mutant("what is taken off raw has no late changes", WITH_LATE, "(counted + cut) - (counted * cut)", "counted - (counted * cut)", OF_MARKS, times=2),
     Mutant("marks by themselves are added", HOURS_SQL, "'select f.key_id, %1$s * f.event_count", "'select f.key_id, abs(%1$s) * f.event_count", OF_MARKS),
     Mutant("marks by themselves need hours", HOURS_SQL, "if p.hour_signs is null and p.marks is null then", "if p.hour_signs is null then", OF_MARKS),
     Mutant("marks of all are not added", ALL_PLANNED, "where m.sign > 0", "where false", OF_MARKS, times=2),
     Mutant("marks of all are not taken off", ALL_PLANNED, "where m.sign < 0", "where false", OF_MARKS, times=2),
+    # Hours by type, and marks of them.
+    Mutant("late changes count all of the time", WITH_LATE, "when p.late_from < p.late_to then", "when true then", OF_MARKS),
+    Mutant("changed hours keep their marks by type", SIX_HOURS, "has_totals = null,", "has_totals = s.has_totals,", f"{OF_MARKS}::test_late_changes_let_go_of_them"),
+    Mutant("marks by type stay without hours", SIX_HOURS, "m.at < g.starts_at + interval", "m.at < g.starts_at - interval", f"{OF_MARKS}::test_off_and_on"),
+    Mutant("what goes unseen keeps its marks by type", LET_GO, "has_totals = null, ", "", f"{OF_MARKS}::test_uncaptured_changes_within_an_hour"),
+    Mutant("marks alone are all marks", "marks.unmarked", "h.has_totals is null", "h.marks is null", f"{OF_MARKS}::test_a_release_that_knows_of_none_by_type"),
+    Mutant("old marks by type stay", "marks.delete_old", "usage.mark_total m where m.at >", "usage.mark_total m where false and m.at >", f"{OF_MARKS}::test_a_release_that_knows_of_none_by_type"),
+    Mutant("quarters of hours are always worth it", "marks.apart", "24 * %(per_row)s", "0 * %(per_row)s", f"{OF_MARKS}::test_many_types"),
+    Mutant("marks by type do not mind how many types there are", "marks.apart", "%(per_row)s * x.types, x.event_count / 1000)", "x.event_count / 1000)", f"{OF_MARKS}::test_many_types"),
+    Mutant("no quarters of hours", "marks.choose_totals", "interval '15 minutes'", "interval '1 hour'", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
+    Mutant("marks by type at quarters alone", "marks.choose_totals", "%% %(every)s = 0", "%% %(every)s < 0", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
+    Mutant("marks by type do not run", "marks.total_sums", "order by b.number", "order by b.number rows current row", OF_MARKS),
+    Mutant("marks by type run on", "marks.total_sums", "partition by usage.hour_of(b.at), ", "partition by ", OF_MARKS),
+    Mutant("marks by type take in their instant", "marks.total_sums", "x.number = b.number - 1", "x.number = b.number", OF_MARKS),
+    Mutant("empty types have no marks", "marks.total_sums", "quote_nullable(x.resource_type) = quote_nullable(t.resource_type)", "x.resource_type = t.resource_type", OF_MARKS),
+    Mutant("marks by type take what is not folded", "marks.slots", "case when e.late then -e.sign else e.sign end", "e.sign", f"{OF_MARKS}::test_while_the_past_is_filled_in"),
+    Mutant("quarters without rows are not verified", "marks.marked", "select generate_series(h.starts_at,", "select generate_series(h.starts_at + interval '6 hours',", f"{OF_MARKS}::test_verification_looks_at_marks"),
+    Mutant("marks by type too many are no difference", "marks.total_differences", "-m.event_count, -m.total_value", "0 * m.event_count, 0 * m.total_value", f"{OF_MARKS}::test_verification_looks_at_marks"),
+    Mutant("hours that are taken off are added by type", HOURLY_TOTAL, "-o.event_count, -o.total_value", "o.event_count, o.total_value", f"{OF_HOURS}::test_whatever_changes_hours_changes_those_by_type"),
+    Mutant("hours by type are replaced", HOURLY_TOTAL, "t.total_value + excluded.total_value", "excluded.total_value", f"{OF_HOURS}::test_whatever_changes_hours_changes_those_by_type"),
+    Mutant("rejections of hours by type are replaced", HOURLY_TOTAL, "t.rejected_count + excluded.rejected_count", "excluded.rejected_count", f"{OF_HOURS}::test_whatever_changes_hours_changes_those_by_type"),
+    Mutant("hours by type stay as nothing", HOURLY_TOTAL, "if tg_op = 'DELETE' then", "if false then", f"{OF_HOURS}::test_whatever_changes_hours_changes_those_by_type"),
+    Mutant("hours by type outlive their hours", HOURLY_TOTAL, "truncate usage.hourly_total;", "", f"{OF_HOURS}::test_whatever_changes_hours_changes_those_by_type"),
+    Mutant("repaired hours by type are replaced", "fold.add_hourly_total", "t.total_value + excluded.total_value", "excluded.total_value", f"{OF_HOURS}::test_both_an_hour_and_its_totals_are_wrong"),
+    Mutant("repaired hours by type stay as nothing", "fold.sweep_hourly_total", "r.event_count = 0", "false", f"{OF_HOURS}::test_both_an_hour_and_its_totals_are_wrong"),
+    Mutant("a stray hour by type is overlooked", "verify.hour_differences", "-t.event_count, -t.total_value", "0 * t.event_count, 0 * t.total_value", f"{OF_HOURS}::test_both_an_hour_and_its_totals_are_wrong"),
+    Mutant("hours by type are read before they are filled", WITH_TOTALS, " or not s.has_hourly_total", "", f"{OF_HOURS}::test_what_a_snapshot_from_before_has"),
+    Mutant("hours by type are read with a doubt", WITH_TOTALS, "p.reasons <> '{}' or ", "", f"{OF_MARKS}::test_uncaptured_changes_within_an_hour"),
+    Mutant("the head is left out by type", WITH_TOTALS, "array[p.head_sign, p.foot_sign] ||", "array[null::integer, null] ||", OF_MARKS),
+    Mutant("marks by type beyond the frontier count", WITH_TOTALS, " and hours[e] + interval '1 hour' <= p.frontier", "", f"{OF_MARKS}::test_the_frontier_is_put_back"),
+    Mutant("marks by type that were let go of count", WITH_TOTALS, "(select h.has_totals from usage.six_hours h where h.starts_at = usage.six_hours_of(bounds[e]))", "true", OF_MARKS),
+    Mutant("marks by type at quarters alone are read", WITH_TOTALS, "before := greatest(", "before := least(", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
+    Mutant("the farther mark by type", WITH_TOTALS, "after - bounds[e] < bounds[e] - before", "after - bounds[e] > bounds[e] - before", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
+    Mutant("below a seal marks by type are cut raw", WITH_TOTALS, "greatest(s.sealed_until, day_from)", "day_from", f"{OF_MARKS}::test_below_a_seal"),
+    Mutant("before a midnight is a mark by type", WITH_TOTALS, "greatest(s.sealed_until, day_from)", "s.sealed_until", f"{OF_MARKS}::test_midnights_that_are_no_quarters"),
+    Mutant("behind a midnight is a mark by type", WITH_TOTALS, "if after > bounds[e] and after > day_to then", "if false then", f"{OF_MARKS}::test_midnights_that_are_no_quarters"),
+    Mutant("small ranges are taken apart", WITH_TOTALS, "< bounds[2] - bounds[1], false) then", "is not null, false) then", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
+    Mutant("the end of an hour is its beginning", WITH_TOTALS, "then marks[2] else hours[2] end", "then hours[2] else hours[2] end", OF_MARKS),
+    Mutant("hours between marks by type are left out", WITH_TOTALS, "if hours[1] < hours[2] then", "if false then", OF_MARKS),
+    Mutant("marks by type are added at both ends", WITH_TOTALS, "add := case e when 1 then -was_signs[n] else was_signs[n] end;", "add := was_signs[n];", OF_MARKS),
+    Mutant("behind a bound is taken for before by type", WITH_TOTALS, "case when marks[e] > bounds[e] then -add else add end", "add", OF_MARKS),
+    Mutant("hours by type count in their own day", WITH_TOTALS, "p.hour_days := p.hour_days || day;", "p.hour_days := p.hour_days || usage.local_day(hours[1], p.zone);", OF_MARKS),
+    Mutant("marks by type count in their own day", WITH_TOTALS, "p.mark_days := p.mark_days || day;", "p.mark_days := p.mark_days || usage.local_day(marks[e], p.zone);", OF_MARKS),
+    Mutant("hours by type have no sign by themselves", TOTAL_SQL, "h.sign, h.from_hour", "1, h.from_hour", OF_MARKS),
+    Mutant("marks by type have no sign by themselves", TOTAL_SQL, "m.sign, m.at", "1, m.at", OF_MARKS),
+    Mutant("days by themselves end late", TOTAL_SQL, "t.day < %L::date", "t.day <= %L::date", OF_MARKS),
+    Mutant("sums by type go by collections", SUMS, "when by_total then usage.with_totals", "when not by_total then usage.with_totals", f"{OF_MARKS} {OF_HOURS}"),
+    Mutant("planned days end late", DAYS_PLANNED, "t.day < p.day_to", "t.day <= p.day_to", OF_MARKS, times=2),
+    Mutant("planned hours end late", DAYS_PLANNED, "x.hour < h.to_hour", "x.hour <= h.to_hour", OF_MARKS, times=2),
+    Mutant("planned hours have no sign", DAYS_PLANNED, "h.sign * t.total_value", "t.total_value", OF_MARKS, times=2),
+    Mutant("planned marks have no sign", DAYS_PLANNED, "m.sign * t.total_value", "t.total_value", OF_MARKS, times=2),
+    Mutant("known events of days have no sign", DAYS_PLANNED, "select first_day, e.resource_type, e.sign::bigint, usage.signed(e.sign, e.value)", "select first_day, e.resource_type, e.sign::bigint, e.value", OF_MARKS, times=2),
+    Mutant("known events are of the first day", DAYS_PLANNED, "select last_day,", "select first_day,", f"{OF_ALL} {OF_MARKS}", times=2),
+    Mutant("known events are all of one day", DAYS_PLANNED, "when last_day > first_day then", "when false then", f"{OF_ALL} {OF_MARKS}"),
+    Mutant("edges of days are known", DAYS_PLANNED, "usage.are_well_formed(starts, ends)", "true", f"{OF_ALL} {WELL_FORMED}"),
+    Mutant("edges of days are not read", DAYS_PLANNED, "not is_well", "false", f"{OF_ALL} {WELL_FORMED}"),
+    Mutant("a closed tail of days is open", DAYS_PLANNED, "case when p.tail_to is null then p.tail_from end", "p.tail_from", OF_ALL),
+    Mutant("an open tail of days is none", DAYS_PLANNED, "case when p.tail_to is null then p.tail_from end", "null", OF_ALL),
+    Mutant("a closed tail of days is none", DAYS_PLANNED, "e.created_at < p.tail_to", "false", OF_ALL),
+    Mutant("the end of time is not in a tail of days", DAYS_PLANNED, "e.created_at <= 'infinity'", "e.created_at < 'infinity'", f"{OF_QUARTERS} {OF_ALL}"),
+    Mutant("late changes of days end late", DAYS_PLANNED, "l.created_at < p.late_to", "true", f"{OF_ALL} {OF_MARKS}"),
+    Mutant("gaps between days are forgotten", DAYS_PLANNED, "where l.created_at >= g.from_at and", "where false and", f"{OF_ALL} {OF_MARKS}"),
+    Mutant("late changes of days go with the rest", DAYS_PLANNED, " and not any_late then", " then", f"{OF_ALL} {OF_MARKS}"),
+    Mutant("a tail of days goes with the rest", DAYS_PLANNED, " and p.tail_from is null and not", " and not", f"{OF_ALL} {OF_MARKS}"),
+    Mutant("types of nothing have days", DAYS_PLANNED, "having sum(z.event_count) <> 0", "", f"{OF_ALL} {OF_MARKS}", times=2),
+    Mutant("days of nothing but numbers are null", DAYS_PLANNED, "coalesce(sum(z.total_value), 0)", "sum(z.total_value)", f"{OF_ALL} {OF_MARKS}", times=2),
+    Mutant("days have any order of types", DAYS_PLANNED, ', r.resource_type collate "C" nulls last', "", f"{OF_ALL} {OF_MARKS}", times=2),
+    Mutant("days of one collection are of all", DAYS_CHOICE, "if daily_series.collection is null then", "if true then", ONE),
+    Mutant("any number of events of days is planned once", DAYS_CHOICE, " and usage.expected_events(p) < 500000", "", OF_ALL),
+    Mutant("hours by collection have days", DAYS_CHOICE, "(p.hour_days is not null or p.hour_signs is null) and ", "", f"{OF_HOURS} {HOURLY}"),
     # All collections.
     Mutant("quarters of all are left out", ALL_PLANNED, "f.quarter < quarters.quarter_to", "false", OF_QUARTERS, times=2),
     Mutant("months of all before quarters are left out", ALL_PLANNED, "f.month < quarters.quarter_from", "false", OF_ALL, times=2),
@@ -428,13 +505,22 @@ MUTANTS = [
     Mutant("all events are as many as none", EXPECTED, "        return seconds;\n", "        return 0;\n", OF_ALL),
     Mutant("a week is a day", EXPECTED, "last - 7", "last - 1", OF_ALL),
     # Days of other time zones.
-    Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.midnight - interval '3 hours' else m.midnight end", "m.midnight", f"{BOUNDARIES}::test_a_clock_set_back_past_midnight"),
+    Mutant("a changed clock cuts one hour", ZONES, "case when m.changed then m.before else m.at end", "m.at", f"{BOUNDARIES}::test_a_clock_set_back_past_midnight"),
     Mutant("hours that a midnight cuts count whole", ZONES, "format('f.hour <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
-    Mutant("late changes in cut hours count twice", ZONES, "format('usage.hour_of(l.created_at) <> all (%L::timestamptz[])', cut_hours)", "null", HOURLY),
+    Mutant("hours by type that a midnight cuts count whole", ZONES, "format(' and t.hour <> all (%L::timestamptz[])', cut_hours)", "''", HOURLY),
+    Mutant("late changes in cut hours count twice", ZONES, "p.gap_from := cuts_from;", "", HOURLY),
     Mutant("the frontier's hour is cut above it", ZONES, "least(c.to_at, top)", "c.to_at", f"{BOUNDARIES}::test_a_midnight_and_a_frontier_cut_the_same_hour"),
     Mutant("the last hour is whole", ZONES, "case when bound < top then usage.hours_to(bound)", "case when bound < top then usage.hours_from(bound)", HOURLY),
-    Mutant("late changes before all rows are overlooked", ZONES, "usage.hour_of(min(l.created_at))", "null::timestamptz", HOURLY),
-    Mutant("late changes above the frontier count in zones", ZONES, "least(last_hour, top),\n            case when cut_hours", "last_hour,\n            case when cut_hours", f"{BOUNDARIES}::test_late_changes_between_the_two_frontiers"),
+    Mutant("late changes above the frontier count in zones", ZONES, "p.late_to := least(last_hour, top);", "p.late_to := last_hour;", f"{BOUNDARIES}::test_late_changes_between_the_two_frontiers"),
+    Mutant("hours by type are read before they are there", ZONES, "if collection is null and s.has_hourly_total then", "if collection is null then", f"{OF_HOURS}::test_what_a_snapshot_from_before_has"),
+    Mutant("one collection has the hours of all", ZONES, "if collection is null and s.has_hourly_total then", "if s.has_hourly_total then", HOURLY),
+    Mutant("any midnight is a mark", ZONES, " and exists (select from usage.six_hours h where h.starts_at = usage.six_hours_of(m.at) and h.has_totals)", "", HOURLY),
+    Mutant("midnights are marks with a doubt", ZONES, " and usage.doubt() is null", "", f"{OF_MARKS}::test_uncaptured_changes_within_an_hour"),
+    Mutant("midnights are marks in hours that are not folded", ZONES, " and usage.hours_from(m.at) <= top", "", f"{OF_MARKS}::test_the_frontier_is_put_back"),
+    Mutant("hours with a midnight count where they begin", ZONES, "interval '59 minutes 59.999999 seconds'", "interval '0'", f"{OF_MARKS}::test_days_of_other_zones"),
+    Mutant("what lies before a midnight stays behind it", ZONES, "from unnest($2) m (at),", "from unnest($2) m (at) where false union all select null, null, null, null from unnest($2) m (at),", f"{OF_MARKS}::test_days_of_other_zones"),
+    Mutant("ends of windows are raw", ZONES, "and e.to_at <= h.hour + interval '1 hour'", "and false", f"{OF_MARKS}::test_sealed_days_of_other_zones"),
+    Mutant("ends of windows are read twice", ZONES, "since <> all (coalesce(ends_from, '{}'))", "true", f"{OF_MARKS}::test_days_of_other_zones"),
 ]  # fmt: skip
 
 

@@ -416,3 +416,41 @@ def test_one_collection_is_looked_up_in_a_plan_for_all_windows(history: Database
         history.execute(text.replace(old, new))
         with pytest.raises(AssertionError):
             _check_lookups(history, READS[0], windows[0])
+
+
+def test_a_daily_series_by_hours_reads_no_collections(history: Database) -> None:
+    """Days, hours and marks by type, and some events, by their index; of another zone too. Without marks an hour is cut raw."""
+    history.execute(
+        "insert into public.resource_usage_log (collection_id, resource_type, detail, created_at)"
+        f" select collection_id, resource_type, detail, {_NOON} + id % 3600 * interval '1 second'"
+        "   from (select * from public.resource_usage_log order by id desc limit 20000) e"
+    )
+    hourly.turn_on(history.own)
+    history.refresh()
+    assert history.execute(f"select has_totals from usage.six_hours where starts_at = {_NOON}") == [(True,)]
+    history.execute("vacuum analyze")
+    window = f"{_NOON} + interval '31 minutes 7 seconds', now() - interval '1 day'"
+
+    def rows(read: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for node in nodes_done(history, read):
+            name = node.get("Relation Name", "")
+            if name.startswith(("hourly", "mark")) or name == "resource_usage_log":
+                # A plan may be made while there are few marks.
+                assert name == "mark_total" or "Seq" not in node["Node Type"], _text(node)
+                found[name] = found.get(name, 0) + node["Actual Rows"] * node.get("Actual Loops", 1)
+        return found
+
+    for read, most in (
+        (f"select * from usage.daily_series({window})", 400),
+        (f"select * from usage.window_rows({window}, null, false, false, true, false)", 400),
+        (f"select * from usage.totals({window}, '{{resource_type}}')", 800),  # and the window before
+        (f"select * from usage.daily_series({window}, null, 'Asia/Kolkata')", 400),
+    ):
+        found = rows(read)
+        assert found.get("hourly_collection_fact", 0) <= 2, read  # the first and the last
+        assert found["hourly_total"] > 0, read
+        assert found["mark_total"] > 0, read
+        assert found.get("resource_usage_log", 0) <= most, read
+    history.execute("update usage.six_hours set has_totals = null")
+    assert rows(f"select * from usage.daily_series({window})")["resource_usage_log"] > 5000
