@@ -20,10 +20,10 @@ def test_windows_a_second(server: str, capsys: pytest.CaptureFixture[str]) -> No
     assert [row[:2] for row in rows] == [[kind, number] for kind in windows.KINDS for number in ("1", "2")]
     for _, _, a_second, _, _, compared, differences, refreshes, written in rows:
         assert int(a_second.replace(",", "")) > 0
-        assert int(compared) > 0
+        assert int(compared.replace(",", "")) > 0
         assert differences == "0"
-        assert int(refreshes) > 0
-        assert int(written) > 0
+        assert int(refreshes.replace(",", "")) > 0
+        assert int(written.replace(",", "")) > 0
 
 
 def test_a_difference_fails(server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
