@@ -196,7 +196,7 @@ declare
     after     timestamptz;
     add       integer;
 begin
-    select x.sealed_until, usage.hours_from(x.hourly_since) as low, x.has_hourly_total into s from usage.state x;
+    select usage.hours_from(x.hourly_since) as low, x.has_hourly_total into s from usage.state x;
     -- With a doubt, or where it is not exact, as it is.
     if p.reasons <> '{}' or s.low is null or not s.has_hourly_total then
         return p;
@@ -229,11 +229,12 @@ begin
                     after := least((select min(m.at) from usage.mark_total m where m.at > bounds[e] and m.at < before + interval '15 minutes'), before + interval '15 minutes');
                     before := greatest((select max(m.at) from usage.mark_total m where m.at > before and m.at <= bounds[e]), before);
                 end if;
-                -- Nothing is read raw below the seal, nor in another day, whose late changes would count twice.
-                if before < bounds[e] and before < greatest(s.sealed_until, day_from) then
+                -- Nothing is read raw in another day, whose late changes would count twice; so nothing below a seal, as of an hour that
+                -- it cuts there is no sum.
+                if before < day_from then
                     before := null;
                 end if;
-                if after > bounds[e] and after > day_to then
+                if after > day_to then
                     after := null;
                 end if;
                 marks[e] := case when before is null or after - bounds[e] < bounds[e] - before then coalesce(after, before) else before end;
@@ -472,13 +473,14 @@ begin
             last_hour := case when bound < top then usage.hours_to(bound) else usage.hours_from(top) end;
         end if;
         if first_hour < last_hour then
-            by_marks := collection is null and s.has_hourly_total and s.capture_mode <> 'lookback' and usage.doubt() is null;
+            -- With a doubt all this is below the seal, where marks are the record as hours are.
+            by_marks := collection is null and s.has_hourly_total and s.capture_mode <> 'lookback';
             first_row := (select min(f.hour) from usage.hourly_collection_fact f where f.hour >= first_hour and f.hour < last_hour);
             last_row := (select max(f.hour) from usage.hourly_collection_fact f where f.hour >= first_hour and f.hour < last_hour);
             with midnight as (
                 select m.at, m.at - interval '3 hours' as before,
                        (m.at at time zone zone) - ((m.at - interval '3 hours') at time zone zone) <> interval '3 hours' as changed,
-                       by_marks and usage.quarter_hour_of(m.at) = m.at and usage.hours_from(m.at) <= top
+                       by_marks and usage.quarter_hour_of(m.at) = m.at
                            and ((m.at + interval '3 hours') at time zone zone) - ((m.at - interval '3 hours') at time zone zone) = interval '6 hours'
                            and exists (select from usage.six_hours h where h.starts_at = usage.six_hours_of(m.at) and h.has_totals) as is_mark
                   from generate_series(0, usage.local_day(last_row, zone) - usage.local_day(first_row, zone) + 1) n,

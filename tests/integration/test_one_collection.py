@@ -80,14 +80,15 @@ def used(db: Database, window: Window) -> dict[str, set[str]]:
         section: {
             node["Function Name"]
             for node in nodes_done(db, f"select * from usage.{section}({arguments})")
-            if node.get("Function Name") in {"planned_rows", "planned_by_collection", "window_rows"}
+            if node.get("Function Name")
+            in {"planned_rows", "planned_by_collection", "planned_daily_series", "window_rows"}
         }
-        for section in ("by_collection", "ai_drilldown")
+        for section in ("by_collection", "ai_drilldown", "daily_series")
     }
 
 
-OWN = {"by_collection": {"planned_rows"}, "ai_drilldown": {"planned_rows"}}
-OTHER = {"by_collection": {"window_rows"}, "ai_drilldown": {"window_rows"}}
+OWN = {"by_collection": {"planned_rows"}, "ai_drilldown": {"planned_rows"}, "daily_series": {"window_rows"}}
+OTHER = {key: {"window_rows"} for key in OWN}
 
 
 @pytest.mark.parametrize(("zone", "hours"), [("UTC", False), ("America/New_York", True), ("Asia/Kathmandu", True)])
