@@ -179,6 +179,7 @@ def test_until_alone_counts_back(db: Database) -> None:
 def test_an_inexact_answer_says_so_beside_the_data(awkward: Database) -> None:
     """JSON and CSV of a window that cuts a sealed day: the reasons are on stderr."""
     awkward.insert("2026-03-01 12:00Z", "ai", 0)
+    awkward.days_only()
     awkward.refresh()
     assert run(awkward.dsn, "purge", "--keep", "100d").returncode == 0
     for output in ("json", "csv"):
