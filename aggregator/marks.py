@@ -29,13 +29,13 @@ SQL = sql_files.load("marks")
 WORTH = 5_000
 """Events in six hours from which on marks pay, those by type: by hours a window to the second reads a twelfth of them raw."""
 
-EVERY = 10_000
-"""Events from one mark to the next, of which a window reads half at most: 2.6 ms."""
+EVERY = 8_000
+"""Events from one mark to the next, of which a window reads half at most: 2 ms."""
 
 EVERY_TOTAL = 500
 """Events from one mark by type to the next, of which a window reads half at most."""
 
-PER_ROW = 5
+PER_ROW = 4
 """And for each row of a mark, which is one for each key of its six hours: marks are a tenth of the raw events' room, however many keys there are."""
 
 MOST = 8

@@ -321,12 +321,17 @@ declare
                                         where e.created_at >= c.from_at and e.created_at < c.to_at
                                        offset '0') x
                         where %s$sql$;
-    -- Which are known to be well formed, and in which of two days, for its number need not be worked out for each event.
-    of_day  constant text := $sql$
-                union all
-                select %s, e.resource_type, e.sign::bigint, usage.signed(e.sign, e.value)
-                  from %s e$sql$;
+    well_formed text;
 begin
+    -- A branch for either sign and for each of two days, so that neither is worked out for each event.
+    select string_agg(format($sql$
+                union all
+                select %s, e.resource_type, e.sign::bigint, e.value
+                  from %s e$sql$,
+               a.day, usage.well_formed_text(a.sign, null, value, 'null::jsonb',
+                                             format(ranges, format('is_well and c.sign = %s and c.from_at %s last_from', a.sign, a.side)))), '' order by a.n)
+      into well_formed
+      from (values (1, 1, 'first_day', '<'), (2, 1, 'last_day', '>='), (3, -1, 'first_day', '<'), (4, -1, 'last_day', '>=')) a (n, sign, day, side);
     execute format($function$
 create function usage.planned_daily_series(p usage.window_parts, value_keys jsonb)
 returns table (day date, starts_at timestamptz, resource_type text, event_count bigint, total_value float8)
@@ -371,8 +376,7 @@ begin
     end if;
 end $$$function$,
         rolled,
-        format(of_day, 'first_day', usage.well_formed_text(1, null, value, 'null::jsonb', format(ranges, 'is_well and c.from_at < last_from')))
-        || format(of_day, 'last_day', usage.well_formed_text(1, null, value, 'null::jsonb', format(ranges, 'is_well and c.from_at >= last_from'))),
+        well_formed,
         usage.measured_text(value, 'null::jsonb', format(ranges, 'not is_well') || $sql$
                        union all
                        select 1, false, e.created_at, e.collection_id, e.resource_type, e.detail
