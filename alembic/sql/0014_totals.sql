@@ -240,8 +240,10 @@ begin
                 marks[e] := case when before is null or after - bounds[e] < bounds[e] - before then coalesce(after, before) else before end;
             end if;
         end loop;
-        if coalesce(greatest(marks[1] - bounds[1], bounds[1] - marks[1]) + greatest(marks[2] - bounds[2], bounds[2] - marks[2])
-                    < bounds[2] - bounds[1], false) then
+        -- Of an instant that is not finite there is no mark, nor a distance before PostgreSQL 17.
+        if (case when marks[1] is not null and marks[2] is not null
+                 then greatest(marks[1] - bounds[1], bounds[1] - marks[1]) + greatest(marks[2] - bounds[2], bounds[2] - marks[2])
+                      < bounds[2] - bounds[1] end) then
             -- The end of an hour is that hour whole.
             hours := array[case when marks[1] > hours[1] and usage.hour_of(marks[1]) = marks[1] then marks[1] else hours[1] end,
                            case when marks[2] > hours[2] and usage.hour_of(marks[2]) = marks[2] then marks[2] else hours[2] end];

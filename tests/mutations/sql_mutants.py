@@ -429,7 +429,7 @@ MUTANTS = [
     Mutant("the farther mark by type", WITH_TOTALS, "after - bounds[e] < bounds[e] - before", "after - bounds[e] > bounds[e] - before", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
     Mutant("before a midnight is a mark by type", WITH_TOTALS, "if before < day_from then", "if false then", f"{OF_MARKS}::test_midnights_that_are_no_quarters"),
     Mutant("behind a midnight is a mark by type", WITH_TOTALS, "if after > day_to then", "if false then", f"{OF_MARKS}::test_midnights_that_are_no_quarters"),
-    Mutant("small ranges are taken apart", WITH_TOTALS, "< bounds[2] - bounds[1], false) then", "is not null, false) then", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
+    Mutant("small ranges are taken apart", WITH_TOTALS, "< bounds[2] - bounds[1] end) then", "is not null end) then", f"{OF_MARKS}::test_raw_events_are_fewer_by_type"),
     Mutant("the end of an hour is its beginning", WITH_TOTALS, "then marks[2] else hours[2] end", "then hours[2] else hours[2] end", OF_MARKS),
     Mutant("hours between marks by type are left out", WITH_TOTALS, "if hours[1] < hours[2] then", "if false then", OF_MARKS),
     Mutant("marks by type are added at both ends", WITH_TOTALS, "add := case e when 1 then -was_signs[n] else was_signs[n] end;", "add := was_signs[n];", OF_MARKS),

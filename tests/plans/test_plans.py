@@ -303,6 +303,24 @@ def test_what_is_called_for_each_row_is_inlined(history: Database, call: str) ->
     assert not _is_inlined(history, call)
 
 
+def _statements(db: Database, read: str) -> int:
+    """Return how many statements a read runs for the window that cuts most; those of functions in SQL are some, if they are not inlined."""
+    return len(plans_of(db, read.format(window=f"{_NOON}, null")))
+
+
+def test_no_function_is_called_for_each_event(history: Database) -> None:
+    """As an argument that is an expression would make of one that uses it twice; the check sees one."""
+    for read in READS[:3]:
+        assert _statements(history, read) < 60, read
+    definition = str(
+        history.scalar("select pg_get_functiondef(oid) from pg_proc where proname = 'planned_daily_series'")
+    )
+    old = "e.sign::bigint, e.value"
+    assert definition.count(old) == 8
+    history.execute(definition.replace(old, "e.sign::bigint, usage.signed(e.sign, e.value)"))
+    assert _statements(history, READS[2]) > 120
+
+
 def _drop_index(db: Database) -> None:
     db.execute("drop index public.resource_usage_log_created_at")
 
