@@ -33,7 +33,7 @@ EVERY = 8_000
 """Events from one mark to the next, of which a window reads half at most: 2 ms."""
 
 EVERY_TOTAL = 500
-"""Events from one mark by type to the next, of which a window reads half at most."""
+"""Events from one mark by type to the next, of which a window reads those up to the one that is nearer in time."""
 
 PER_ROW = 4
 """And for each row of a mark, which is one for each key of its six hours: marks are a tenth of the raw events' room, however many keys there are."""
