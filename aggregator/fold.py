@@ -29,13 +29,19 @@ _LOCK_TIMEOUT = 1.0
 """Seconds of one try to lock the state: a fold's step may take longer, and then it is tried again."""
 
 FACTS = {"daily": "day", "daily_collection": "day", "monthly": "month", "monthly_collection": "month"}
-"""The rollups that are kept by key number, each with its column of buckets; daily_total is another."""
+"""The rollups that are kept by key number, each with its column of buckets."""
 
 QUARTERLY_FACTS = {"quarterly_collection": "quarter"}
 """Those that a trigger keeps, which adds what is added to their months: only repairs write to them."""
 
 HOURLY_FACTS = {"hourly": "hour", "hourly_collection": "hour"}
 """Those that are kept only while usage.state.hourly_since is set."""
+
+TOTALS = {"daily_total": "day"}
+"""Those by resource type alone, each with its column of buckets."""
+
+HOURLY_TOTALS = {"hourly_total": "hour"}
+"""Of hours; a trigger adds what is added to these by collection: only repairs write to them."""
 
 _MONTH: LiteralString = "usage.month_of(x.bucket)"
 
@@ -214,6 +220,7 @@ def apply_delta(
     ``create_numbered`` made; with ``subtracts``, in both.
     """
     rollups = FACTS | HOURLY_FACTS if hourly else FACTS
+    totals = TOTALS
     if derive:
         if subtracts or not numbered:
             number_keys(connection, "daily", hours=hourly, more=numbered)
@@ -234,15 +241,22 @@ def apply_delta(
         rollups = rollups | QUARTERLY_FACTS
         for rollup in rollups:
             number_keys(connection, rollup)
-        connection.execute(SQL["total_delta"])
+        totals = TOTALS | HOURLY_TOTALS if hourly else TOTALS
+        for rollup, bucket in totals.items():
+            connection.execute(
+                sql.SQL(SQL["total_delta"]).format(
+                    delta=sql.Identifier(f"{rollup}_delta"),
+                    bucket_of=sql.Identifier("hour" if bucket == "hour" else "bucket"),
+                    rollup=sql.Literal(rollup),
+                )
+            )
     for rollup in rollups:
         add_fact(connection, rollup, subtracted=subtracts, of_total=derive and rollup in FACTS)
-    connection.execute(SQL["add_total"])
-    if subtracts:
-        connection.execute(SQL["sweep_total"])
-    if hourly and not derive:
-        connection.execute(SQL["add_hourly_total"])
-        connection.execute(SQL["sweep_hourly_total"])
+    for total, bucket in totals.items():
+        names = {"total": total, "bucket": bucket, "delta": f"{total}_delta", "key": f"{total}_key"}
+        _run(connection, "add_total", names)
+        if subtracts:
+            _run(connection, "sweep_total", names)
     connection.execute(SQL["count_version"])
     connection.execute(SQL["note_days"])
     row = connection.execute(SQL["counted"]).fetchone()

@@ -81,7 +81,7 @@ create temporary table delta (
 -- A transaction may fold several times.
 drop table if exists pg_temp.delta, pg_temp.daily_delta, pg_temp.daily_reasons, pg_temp.daily_collection_delta, pg_temp.monthly_delta,
     pg_temp.monthly_collection_delta, pg_temp.quarterly_collection_delta, pg_temp.daily_total_delta, pg_temp.hourly_delta,
-    pg_temp.hourly_collection_delta
+    pg_temp.hourly_collection_delta, pg_temp.hourly_total_delta
 
 -- settings --
 -- Keys are costly to compare, and cheap to hash: never sort them, whatever the planner guesses of a table that has grown.
@@ -183,10 +183,10 @@ select x.bucket, k.resource_type, sum(x.event_count)::bigint as event_count, sum
  group by 1, 2
 
 -- total_delta --
-create temporary table daily_total_delta on commit drop as
-select x.bucket, x.resource_type, x.event_count, x.total_value, x.secondary_value, x.rejected_count
+create temporary table {delta} on commit drop as
+select x.{bucket_of} as bucket, x.resource_type, x.event_count, x.total_value, x.secondary_value, x.rejected_count
   from pg_temp.delta x
- where x.rollup = 'daily_total'
+ where x.rollup = {rollup}
 
 -- new_buckets --
 -- Days, months or hours that have no rows yet, and whether there are others. By min(), which goes by the index: for EXISTS the
@@ -225,37 +225,19 @@ delete from usage.{fact} r
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
 -- add_total --
-insert into usage.daily_total as t (day, resource_type, event_count, total_value, secondary_value, rejected_count)
+insert into usage.{total} as t ({bucket}, resource_type, event_count, total_value, secondary_value, rejected_count)
 select x.bucket, x.resource_type, x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.daily_total_delta x
-    on conflict on constraint daily_total_key do update
+  from pg_temp.{delta} x
+    on conflict on constraint {key} do update
    set event_count = t.event_count + excluded.event_count,
        total_value = t.total_value + excluded.total_value,
        secondary_value = t.secondary_value + excluded.secondary_value,
        rejected_count = t.rejected_count + excluded.rejected_count
 
 -- sweep_total --
-delete from usage.daily_total r
- using (select distinct x.bucket from pg_temp.daily_total_delta x) touched
- where r.day = touched.bucket
-   and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
-
--- add_hourly_total --
--- What a repair finds besides; a trigger adds what is added to hours by collection.
-insert into usage.hourly_total as t (hour, resource_type, event_count, total_value, secondary_value, rejected_count)
-select x.hour, x.resource_type, x.event_count, x.total_value, x.secondary_value, x.rejected_count
-  from pg_temp.delta x
- where x.rollup = 'hourly_total'
-    on conflict on constraint hourly_total_key do update
-   set event_count = t.event_count + excluded.event_count,
-       total_value = t.total_value + excluded.total_value,
-       secondary_value = t.secondary_value + excluded.secondary_value,
-       rejected_count = t.rejected_count + excluded.rejected_count
-
--- sweep_hourly_total --
-delete from usage.hourly_total r
- using (select distinct x.hour from pg_temp.delta x where x.rollup = 'hourly_total') touched
- where r.hour = touched.hour
+delete from usage.{total} r
+ using (select distinct x.bucket from pg_temp.{delta} x) touched
+ where r.{bucket} = touched.bucket
    and r.event_count = 0 and r.total_value = 0 and r.secondary_value = 0 and r.rejected_count = 0
 
 -- counted --
